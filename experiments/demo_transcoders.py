@@ -34,7 +34,7 @@ class Config:
     """What is trained on which model."""
 
     model: str = "demo-gpt2"
-    coder: saes.Config = saes.Config(n_features=512, k=16, steps=400, batch_size=512, dead_after=50_000)
+    coder: saes.Config = saes.Config(n_features=1024, k=16, steps=1000, batch_size=1024, dead_after=50_000)
     rows: int = 64
     """Documents of a batch in measuring."""
     measured: int = 6
@@ -97,15 +97,20 @@ def together(model: interp.Model, config: Config, role: str, coders: Sequence[sa
     return row | {"ce_increase": found.ce_replaced - found.ce_clean, "ce_ablated": found.ce_ablated, "kl": found.kl, "each": found.each}
 
 
+def coder_folder(run: Path, role: str, layer: int) -> Path:
+    """Where a run keeps a coder."""
+    return run / role.replace(" ", "-") / str(layer)
+
+
 def run_one(config: Config, run: Run) -> None:
     import pandas as pd
 
     model = interp.load(config.model)
     coders = train(model, config, run.folder)
     circuit_tracer.write_set(coders["transcoder"], run.folder / "transcoders-circuit-tracer")
-    for role in ("transcoder", "autoencoder"):
-        for layer, coder in enumerate(coders[role]):
-            coder.save(run.folder / role / str(layer))
+    for role, found in coders.items():
+        for layer, coder in enumerate(found):
+            coder.save(coder_folder(run.folder, role, layer))
     each, replaced = measure(model, config, coders)
     run.table(pd.DataFrame(each))
     run.json("replaced", replaced)

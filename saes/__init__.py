@@ -8,8 +8,9 @@ from saes.formats import load
 from saes.ground_truth import Recovery, cosine, recovery
 from saes.replacing import replacements
 from saes.training import mlp_transcoders, train
+from saes.zoo import bundled, bundled_models
 
 __all__ = [
-    "Coder", "Config", "Details", "Evaluation", "Recovery", "Together", "controls", "cosine", "evaluate", "evaluate_together", "fit",
-    "fit_many", "load", "mlp_transcoders", "recovery", "replacements", "train",
+    "Coder", "Config", "Details", "Evaluation", "Recovery", "Together", "bundled", "bundled_models", "controls", "cosine",
+    "evaluate", "evaluate_together", "fit", "fit_many", "load", "mlp_transcoders", "recovery", "replacements", "train",
 ]  # fmt: skip
