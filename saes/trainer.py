@@ -62,7 +62,7 @@ class Trainer:
         details, config = self.config.details, self.config
         x = self.inputs.apply(x)
         y = x if y is None else self.targets.apply(y)
-        lr = self._set_learning_rate()
+        lr = self.set_learning_rate()
         dead = self.dead()
         with precision(details.precision, x.device):
             outcome = self.rule(self.weights, x, y)
@@ -72,6 +72,12 @@ class Trainer:
             raise ValueError(f"The loss of step {self.step_count} of the {config.kind} coder is {value}: {given}.")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        l0 = self.update(outcome, x)
+        return Metrics(self.step_count, value, fvu, l0, len(dead), lr, self.penalty)
+
+    def update(self, outcome: Outcome, x: Float[Tensor, "row d_in"]) -> float:
+        """What follows the gradient of a batch: the parameters' step, the count of what fired, steering, resampling. The batch's L0."""
+        details = self.config.details
         self.weights.remove_parallel_gradient()
         if details.clip:
             torch.nn.utils.clip_grad_norm_([p for p in self.parameters.values() if p.grad is not None], details.clip)
@@ -83,7 +89,7 @@ class Trainer:
         self.step_count += 1
         if details.resample_every and self.step_count % details.resample_every == 0:
             self._resample(x, outcome.residual)
-        return Metrics(self.step_count, value, fvu, l0, len(dead), lr, self.penalty)
+        return l0
 
     def dead(self) -> Int[Tensor, " dead"]:
         """The features that no row of the last `dead_after` has activated."""
@@ -113,14 +119,18 @@ class Trainer:
         variance = self.targets.variance
         fvu = outcome.error / variance
         loss = fvu if outcome.extra is None else fvu + outcome.extra / variance
+        return self.sparser(loss, outcome, x, dead), float(outcome.residual.square().sum(1).mean()) / variance
+
+    def sparser(self, loss: Tensor, outcome: Outcome, x: Tensor, dead: Tensor) -> Tensor:
+        """The loss with the sparsity penalty and AuxK."""
         if outcome.penalty is not None:
             ramp = 1.0 if self._steers() else _ramp(self.step_count, self.config.details.penalty_warmup * self.config.steps)
             loss = loss + self.penalty * ramp * outcome.penalty
         if self.config.aux_coefficient and len(dead):
             loss = loss + self.config.aux_coefficient * auxiliary(self.weights, x, outcome.residual, dead, self.config.details.aux_k)
-        return loss, float(outcome.residual.square().sum(1).mean()) / variance
+        return loss
 
-    def _set_learning_rate(self) -> float:
+    def set_learning_rate(self) -> float:
         details, steps, now = self.config.details, self.config.steps, self.step_count
         lr = self.config.learning_rate * _ramp(now, details.warmup * steps) * min(1.0, _ramp(steps - now - 1, details.decay * steps))
         for group in self.optimizer.param_groups:

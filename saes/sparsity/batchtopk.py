@@ -25,12 +25,12 @@ class BatchTopK:
         return {}
 
     def __call__(self, weights: Weights, x: Tensor, y: Tensor) -> Outcome:
-        codes = self.codes(weights, x)
+        codes, _ = self.codes(weights, x)
         residual = y - weights.reconstruct(codes, x)
         return Outcome(squared(residual), residual.detach(), codes)
 
-    def codes(self, weights: Weights, x: Tensor) -> Codes:
-        return sparse.encode(x, weights.W_enc, weights.b_enc, self.select)
+    def codes(self, weights: Weights, x: Tensor) -> tuple[Codes, None]:
+        return sparse.encode(x, weights.W_enc, weights.b_enc, self.select), None
 
     def select(self, pre: Tensor) -> Pattern:
         """The k x rows largest positive entries. Where the search starts changes its time, not its result."""

@@ -26,14 +26,18 @@ class JumpReLU:
         return {"log_threshold": self.log_threshold}
 
     def __call__(self, weights: Weights, x: Tensor, y: Tensor) -> Outcome:
+        codes, penalty = self.codes(weights, x)
+        residual = y - weights.reconstruct(codes, x)
+        return Outcome(squared(residual), residual.detach(), codes, penalty)
+
+    def codes(self, weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         pre, threshold = weights.pre(x).float() if weights.b_enc.dtype == torch.float32 else weights.pre(x), self.log_threshold.exp()
         codes = jumprelu(pre, threshold, self.bandwidth)
-        residual = y - weights.reconstruct(codes, x)
         if self.quadratic:
             penalty = (step(pre, threshold, self.bandwidth).sum(1).mean() / self.k - 1).square()
         else:
             penalty = torch.tanh(4 * codes).sum(1).mean()
-        return Outcome(squared(residual), residual.detach(), codes, penalty=penalty)
+        return codes, penalty
 
     def encoder(self, weights: Weights, sample: Tensor) -> Encoder:
         return weights.W_enc, weights.b_enc, self.log_threshold.exp()

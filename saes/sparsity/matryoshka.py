@@ -18,7 +18,7 @@ class Matryoshka(BatchTopK):
         """Sizes of the prefixes."""
 
     def __call__(self, weights: Weights, x: Tensor, y: Tensor) -> Outcome:
-        codes = self.codes(weights, x)
+        codes, _ = self.codes(weights, x)
         residual = y - weights.reconstruct(Codes(codes.values[:0], _nothing(codes)), x)
         errors, start = [], 0
         for end in self.ends:

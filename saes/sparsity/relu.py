@@ -17,9 +17,13 @@ class ReLU:
         return {}
 
     def __call__(self, weights: Weights, x: Tensor, y: Tensor) -> Outcome:
-        codes = weights.pre(x).relu()
+        codes, penalty = self.codes(weights, x)
         residual = y - weights.reconstruct(codes, x)
-        return Outcome(squared(residual), residual.detach(), codes, penalty=codes.sum(1).mean())
+        return Outcome(squared(residual), residual.detach(), codes, penalty)
+
+    def codes(self, weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
+        codes = weights.pre(x).relu()
+        return codes, codes.sum(1).mean()
 
     def encoder(self, weights: Weights, sample: Tensor) -> Encoder:
         return weights.W_enc, weights.b_enc, weights.b_enc.new_zeros(len(weights.b_enc))

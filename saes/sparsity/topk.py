@@ -20,9 +20,12 @@ class TopK:
         return {}
 
     def __call__(self, weights: Weights, x: Tensor, y: Tensor) -> Outcome:
-        codes = self._sparse(weights, x) if self.sparse else self._dense(weights, x)
+        codes, _ = self.codes(weights, x)
         residual = y - weights.reconstruct(codes, x)
         return Outcome(squared(residual), residual.detach(), codes)
+
+    def codes(self, weights: Weights, x: Tensor) -> tuple[Codes | Tensor, None]:
+        return self._sparse(weights, x) if self.sparse else self._dense(weights, x), None
 
     def _sparse(self, weights: Weights, x: Tensor) -> Codes:
         return sparse.encode_topk(x, weights.W_enc, weights.b_enc, self.k)

@@ -139,7 +139,7 @@ def test_the_batch_s_largest_are_kept_whatever_the_search_starts_from():
     expected = dense * (dense >= level)
     for start in (0.0, 0.5 * float(level), 100.0):
         rule.level = start
-        assert torch.allclose(rule.codes(w, x).dense(), expected, atol=1e-12)
+        assert torch.allclose(rule.codes(w, x)[0].dense(), expected, atol=1e-12)
 
 
 def test_matryoshka_s_error_is_the_mean_over_prefixes():
