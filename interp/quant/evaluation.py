@@ -49,7 +49,7 @@ class QuantEvaluation:
     sqnr: dict[str, float]
     """Of every rounded activation, dB, given what was rounded before it; all entries."""
     bulk_sqnr: dict[str, float]
-    """The same without entries beyond six standard deviations."""
+    """The same without massive entries; where a tensor has none, without those beyond six standard deviations."""
     calibrated_on: str
 
     @property
@@ -122,20 +122,28 @@ def evaluate(
         raise ValueError("Every prompt has one token; a loss needs at least two.")
     chosen = scheme_of(scheme, **changes)
     run = quantize(model, chosen, prompts if calibration is None else model.check_prompts(calibration))
+    return evaluate_run(model, run, prompts, "the same prompts" if calibration is None else f"{len(calibration)} other prompts")
+
+
+def evaluate_run(model: Model, run: QuantizedRun, prompts: Prompts, calibrated_on: str) -> QuantEvaluation:
+    """What `run`, a quantized copy of `model` or of another model in its place, does on these prompts, against `model`."""
     per_prompt, totals = compare(model, run, prompts)
     loss, quantized, kl, same = (totals / int((prompts.lengths - 1).sum())).tolist()
-    said = "the same prompts" if calibration is None else f"{len(calibration)} other prompts"
     sums = {name: q.sums for name, q in run.quantizers.items()}
     return QuantEvaluation(
-        model.name, chosen, loss, quantized, kl, same, per_prompt, prompts.lengths.cpu() - 1, run.weights, run.activations,
+        model.name, run.scheme, loss, quantized, kl, same, per_prompt, prompts.lengths.cpu() - 1, run.weights, run.activations,
         {name: _db(s["signal"], s["noise"]) for name, s in sums.items()},
-        {name: _db(s["bulk_signal"], s["bulk_noise"]) for name, s in sums.items()}, said,
+        {name: _db(s["bulk_signal"], s["bulk_noise"]) for name, s in sums.items()}, calibrated_on,
     )  # fmt: skip
 
 
 def compare(model: Model, run: QuantizedRun, prompts: Prompts) -> tuple[Float[Tensor, "prompt measure"], Float[Tensor, " measure"]]:
     """Per prompt (loss, quantized loss, KL), and sums over tokens of these and of agreeing tokens."""
-    run.measuring(True)
+    with run.measuring():
+        return _compare(model, run, prompts)
+
+
+def _compare(model: Model, run: QuantizedRun, prompts: Prompts) -> tuple[Tensor, Tensor]:
     rows, totals = [], torch.zeros(4, dtype=torch.float64)
     for part in row_chunks(prompts, 4 * prompts.width * model.d_vocab * model.dtype.itemsize, BUDGET):
         batch = prompts[part]
@@ -146,7 +154,6 @@ def compare(model: Model, run: QuantizedRun, prompts: Prompts) -> tuple[Float[Te
         tokens = torch.cat([tokens, (clean.argmax(-1) == rounded.argmax(-1)).double()[None]]).masked_fill(~counted, 0).cpu()
         rows.append((tokens[:3].sum(2) / counted.sum(1).clamp(min=1).cpu()).T)  # 0 where a prompt has one token
         totals += tokens.sum((1, 2))
-    run.measuring(False)
     return torch.cat(rows), totals
 
 

@@ -7,25 +7,27 @@ Bondarenko et al. 2023 do. The run goes through the hooked forward, so every sit
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from interp.engine import hooked, seam
-from interp.engine.anatomy import Anatomy, linear_bias, linear_weight
+from interp.engine import hooked
+from interp.engine.anatomy import Anatomy
 from interp.models import Model
 from interp.prompts import Prompts
-from interp.quant.measures import outliers
+from interp.quant.measures import massive, outliers
+from interp.quant.rounded_weights import give_products, round_weights
 from interp.quant.rounding import fake_quant, find_range, round_to_grid
 from interp.quant.schemes import ACTIVATIONS, NORMS, Scheme
 from interp.selection import real
 
 MATRICES = ("attn.hook_attn_scores", "attn.hook_pattern")
+SUMS = ("signal", "noise", "bulk_signal", "bulk_noise")
 
 
 @dataclass
@@ -38,32 +40,40 @@ class Quantizer:
     high: Tensor | None = None
     frozen: bool = False
     measuring: bool = False
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("signal", "noise", "bulk_signal", "bulk_noise"), 0.0))
-    """Of squares, over what was rounded while `measuring`."""
+    kept: Bool[Tensor, "*features"] | None = None
+    """Features that stay in floating point."""
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+    """Of squares, over what was rounded since `measuring` was switched on."""
 
     def __call__(self, x: Tensor, counted: Tensor) -> Tensor:
         """`x` rounded. `counted` [n, ...] are its entries at real positions, which alone find the range."""
         bits = self.scheme.activation_bits
         assert bits is not None
+        rest = x if self.kept is None else x.masked_fill(self.kept, 0.0)  # a zero widens no range
         if self.scheme.activation_per == "token":
-            out = fake_quant(x, bits, self.scheme.symmetric_activations, "token")
+            out = fake_quant(rest, bits, self.scheme.symmetric_activations, "token")
         else:
             if not self.frozen:
-                self._observe(counted)
+                self._observe(counted if self.kept is None else counted[:, ~self.kept])
             assert self.low is not None and self.high is not None
-            out = round_to_grid(x, self.low, self.high, bits, self.scheme.symmetric_activations)
-        return out
+            out = round_to_grid(rest, self.low, self.high, bits, self.scheme.symmetric_activations)
+        return out if self.kept is None else torch.where(self.kept, x, out)
 
     def measure(self, x: Tensor, xq: Tensor) -> None:
-        """Adds up signal and noise of real entries, all and without those beyond six standard deviations."""
-        noise = (x - xq).double()
-        bulk = ~outliers(x)
+        """Adds up signal and noise of rounded entries, all and the bulk: without massive ones (where there are none, without those beyond
+        six standard deviations)."""
+        if self.kept is not None:
+            x, xq = x[:, ~self.kept], xq[:, ~self.kept]
+        noise, apart = (x - xq).double(), massive(x)
+        bulk = ~(apart if bool(apart.any()) else outliers(x))
         for name, part in (("", slice(None)), ("bulk_", bulk)):
             self.sums[f"{name}signal"] += float(x[part].double().square().sum())
             self.sums[f"{name}noise"] += float(noise[part].square().sum())
 
     def _observe(self, x: Tensor) -> None:
         """The running range; this batch is already rounded with it."""
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{self.name} holds NaN or infinities on the calibration prompts; a range needs finite numbers.")
         low, high = find_range(
             x, "tensor", self.scheme.activation_range, self.scheme.activation_bits or 8, self.scheme.symmetric_activations
         )
@@ -91,8 +101,14 @@ class _Call(hooked.Call):
 
 def _rounded(quantizer: Quantizer, x: Tensor, at: Bool[Tensor, "row pos"], matrix: bool = False) -> Tensor:
     """`x` [row, pos, ...] (a matrix: [row, head, query, key]) rounded; what `at` marks is counted."""
+    if quantizer.scheme.keep_first:
+        at = at & (torch.arange(at.shape[1], device=at.device) > 0)
     counted = _seen(x, at) if matrix else x[at]
     out = quantizer(x, counted)
+    if quantizer.scheme.keep_first:
+        first = (slice(None), slice(None), 0) if matrix else (slice(None), 0)  # of a matrix, the first query's row
+        out = out.clone()
+        out[first] = x[first]
     if quantizer.measuring:
         quantizer.measure(counted, _seen(out, at) if matrix else out[at])
     return out
@@ -163,9 +179,16 @@ class QuantizedRun:
             for name, new in numbers.items():
                 self.rounded[name][0].copy_(new)
 
-    def measuring(self, on: bool) -> None:
-        for quantizer in self.quantizers.values():
-            quantizer.measuring = on
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within it every quantizer adds up signal and noise, from zero."""
+        try:
+            for quantizer in self.quantizers.values():
+                quantizer.measuring, quantizer.sums = True, dict.fromkeys(SUMS, 0.0)
+            yield
+        finally:
+            for quantizer in self.quantizers.values():
+                quantizer.measuring = False
 
 
 def quantize(model: Model, scheme: Scheme, calibration: Prompts | None = None) -> QuantizedRun:
@@ -173,25 +196,65 @@ def quantize(model: Model, scheme: Scheme, calibration: Prompts | None = None) -
     if any(not p.is_floating_point() for p in model.hf.parameters()) or getattr(model.hf.config, "quantization_config", None):
         raise ValueError(f"{model.name} is quantized already; fake quantization starts from floating-point weights.")
     twin = Model(copy.deepcopy(model.hf), model.tokenizer, model.path)
-    rounded = _round_weights(twin, scheme)
-    products = () if scheme.decompose is None else tuple(_decompose(twin.anatomy, scheme.decompose))
-    quantizers = {name: Quantizer(name, scheme) for name in _activations(twin, scheme)}
+    names = _activations(twin, scheme)
+    static = bool(names) and scheme.activation_per == "tensor"
+    if (static or scheme.keep) and (calibration is None or not len(calibration)):
+        raise ValueError(
+            "Static ranges and kept features need calibration prompts: give some, or take a scheme with activation_per='token' and keep=0."
+        )
+    batches = list(_batches(scheme, calibration)) if calibration is not None and (static or scheme.keep) else []
+    kept = _largest_features(twin, scheme, batches) if scheme.keep else {}
+    rounded = round_weights(twin, scheme, kept)
+    products = () if scheme.decompose is None else tuple(give_products(twin.anatomy, scheme))
+    quantizers = {name: Quantizer(name, scheme, kept=kept.get(name)) for name in names}
     run = QuantizedRun(scheme, twin, rounded, products, quantizers)
-    if quantizers and scheme.activation_per == "tensor":
-        if calibration is None or not len(calibration):
-            raise ValueError("Static ranges need calibration prompts: give some, or take a scheme with activation_per='token'.")
-        for part in torch.arange(len(calibration)).tensor_split(min(scheme.batches, len(calibration))):
-            batch = calibration[part]
-            counted = real(batch)
-            counted[:, 0] &= not scheme.skip_first
-            if not bool(counted.any()):
-                raise ValueError(
-                    "skip_first leaves out position 0, and a calibration batch has prompts of one token alone. Take longer ones."
-                )
-            run.forward(batch, counted)
+    for batch, counted in batches if static else ():
+        run.forward(batch, counted)
     for quantizer in quantizers.values():
         quantizer.frozen = True
     return run
+
+
+def _batches(scheme: Scheme, calibration: Prompts) -> Iterator[tuple[Prompts, Bool[Tensor, "row pos"]]]:
+    """Calibration batches, and which of their positions count."""
+    for part in torch.arange(len(calibration)).tensor_split(min(scheme.batches, len(calibration))):
+        batch = calibration[part]
+        counted = real(batch)
+        counted[:, 0] &= not (scheme.skip_first or scheme.keep_first)
+        if not bool(counted.any()):
+            raise ValueError(
+                "skip_first and keep_first leave out position 0, and a calibration batch has prompts of one token alone. Take longer ones."
+            )
+        yield batch, counted
+
+
+class _Peaks(Quantizer):
+    """Rounds nothing and remembers the largest size of every feature."""
+
+    largest: Tensor | None = None
+
+    def __call__(self, x: Tensor, counted: Tensor) -> Tensor:
+        size = counted.abs().amax(0)
+        self.largest = size if self.largest is None else torch.maximum(self.largest, size)
+        return x
+
+
+def _largest_features(twin: Model, scheme: Scheme, batches: list[tuple[Prompts, Tensor]]) -> dict[str, Bool[Tensor, "*features"]]:
+    """The `keep` largest features of every activation but attention's matrices, on the model in floating point."""
+    names = [n for n in _activations(twin, replace(scheme, activation_bits=8)) if not n.endswith(MATRICES)]
+    peaks = {name: _Peaks(name, scheme) for name in names}
+    run = QuantizedRun(scheme, twin, {}, (), dict(peaks))
+    for batch, counted in batches:
+        run.forward(batch, counted)
+    return {name: _top(name, peak.largest, scheme.keep) for name, peak in peaks.items() if peak.largest is not None}
+
+
+def _top(name: str, size: Float[Tensor, "*features"], k: int) -> Bool[Tensor, "*features"]:
+    if k >= size.numel():
+        raise ValueError(f"keep={k} leaves nothing to round: {name} has {size.numel()} features.")
+    flat = torch.zeros(size.numel(), dtype=torch.bool, device=size.device)
+    flat[size.flatten().topk(k).indices] = True
+    return flat.reshape(size.shape)
 
 
 def _activations(model: Model, scheme: Scheme) -> list[str]:
@@ -228,70 +291,3 @@ def _hook_norm(norm: nn.Module, quantizer: Quantizer, counted: Bool[Tensor, "row
         return _rounded(quantizer, x, counted).reshape(out.shape)
 
     return norm.register_forward_hook(hook)
-
-
-def _round_weights(twin: Model, scheme: Scheme) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Rounds the copy's weights in place; the unembedding keeps its own numbers."""
-    if scheme.weight_bits is None:
-        return {}
-    anatomy = twin.anatomy
-    twin.hf.lm_head.weight = nn.Parameter(twin.hf.get_output_embeddings().weight.detach().clone(), requires_grad=False)
-    found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    with torch.no_grad():
-        for name, weight, outputs_last in _weights(anatomy):
-            before = weight.detach().clone()
-            after = _rounded_weight(before, scheme, outputs_last)
-            found[f"{name}.weight"] = (weight, before, after)
-            weight.copy_(after)
-    return found
-
-
-def _weights(anatomy: Anatomy) -> list[tuple[str, Tensor, bool | None]]:
-    """Name, weight, and whether its last axis is the outputs (None: a table or a vector, which has one scale)."""
-    found: list[tuple[str, Tensor, bool | None]] = [("embed", anatomy.token_embed.weight, None)]
-    if anatomy.pos_embed is not None:
-        found.append(("pos_embed", anatomy.pos_embed.weight, None))
-    for block in anatomy.blocks:
-        modules = {"ln1": block.norm1, "ln2": block.norm2, "out": block.out, "mlp_in": block.mlp_in, "mlp_out": block.mlp_out}
-        modules |= {f"qkv{i}" if len(block.qkv) > 1 else "qkv": m for i, m in enumerate(block.qkv)}
-        for name, module in modules.items():
-            if isinstance(module.weight, Tensor):
-                last = None if name.startswith("ln") else linear_weight(module) is module.weight
-                found.append((f"blocks.{block.layer}.{name}", module.weight, last))
-    if anatomy.final_norm is not None and isinstance(anatomy.final_norm.weight, Tensor):
-        found.append(("ln_final", anatomy.final_norm.weight, None))
-    return found
-
-
-def _rounded_weight(weight: Tensor, scheme: Scheme, outputs_last: bool | None) -> Tensor:
-    assert scheme.weight_bits is not None
-    per = "tensor"
-    if scheme.weight_per == "channel" and outputs_last is not None:
-        per = "channel" if outputs_last else "token"  # one scale per output, whichever axis it is
-    return fake_quant(weight, scheme.weight_bits, True, per, scheme.weight_range)
-
-
-def _decompose(anatomy: Anatomy, threshold: float) -> list[str]:
-    """Gives the linear layers of the copy LLM.int8's product (Dettmers et al. 2022, section 3)."""
-    names = []
-    for block in anatomy.blocks:
-        modules = {"out": block.out, "mlp_in": block.mlp_in, "mlp_out": block.mlp_out, **{f"qkv{i}": m for i, m in enumerate(block.qkv)}}
-        for name, module in modules.items():
-            module.forward = _mixed_product(linear_weight(module), linear_bias(module), threshold)  # type: ignore[method-assign]
-            names.append(f"blocks.{block.layer}.{name}")
-    return names
-
-
-def _mixed_product(weight: Float[Tensor, "d_in d_out"], bias: Tensor, threshold: float) -> Callable[[Tensor], Tensor]:
-    rounded = fake_quant(weight, 8, True, "channel")
-
-    def forward(x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        beyond, call = (x.abs() > threshold).flatten(0, -2), seam.active.get()
-        if isinstance(call, _Call):
-            beyond = beyond[call.real.flatten()]  # padding decides nothing
-        apart = beyond.any(0)  # input dimensions with an entry beyond the threshold in this batch
-        regular = fake_quant(x.masked_fill(apart, 0.0), 8, True, "token")
-        # bitsandbytes keeps the weights in int8 alone: the outlier product reads the rounded ones
-        return (regular + x.masked_fill(~apart, 0.0)) @ rounded + bias
-
-    return forward

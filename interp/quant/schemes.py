@@ -19,6 +19,8 @@ WEIGHTS = ("embed", "pos_embed", "ln1", "ln2", "ln_final", "qkv", "out", "mlp_in
 """Quantized weights; the unembedding stays in floating point, as in Bondarenko et al. 2023 (also where it shares the embedding's
 numbers)."""
 
+PRODUCTS = ("vector", "row", "absmax", "zeropoint")
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -44,8 +46,16 @@ class Scheme:
     """Calibration batches."""
     skip_first: bool = False
     """Leave position 0 out of the calibration (its activations may be massive); it is quantized, and clipped, all the same."""
+    keep_first: bool = False
+    """Leave position 0 out of the calibration and its activations in floating point: what caching a prefix's keys and values does."""
+    keep: int = 0
+    """So many features of every activation, and the weights that read them, stay in floating point: those with the largest entries on the
+    calibration prompts (as in QUIK, Ashkboos et al. 2023; chosen without a threshold)."""
     decompose: float | None = None
-    """LLM.int8: inputs of linear layers with an entry beyond this stay in floating point, the rest is rounded by row and column."""
+    """LLM.int8: inputs of linear layers with an entry beyond this stay in floating point, the rest is rounded; `inf`: no input does."""
+    product: Literal["vector", "row", "absmax", "zeropoint"] = "vector"
+    """How LLM.int8 rounds: "vector", a scale per row of the input and per column of the weights; "row", per row of the input and one of the
+    weights; "absmax", one of each; "zeropoint", one of each with a range that is not symmetric."""
     activations: tuple[str, ...] = (*ACTIVATIONS, *NORMS)
     """Which activations are rounded."""
 
@@ -60,6 +70,14 @@ class Scheme:
                 raise ValueError(f"No activation {name!r}{f'; did you mean {near[0]!r}' if near else ''}? There are {', '.join(known)}.")
         if not 0 <= self.momentum < 1 or self.batches < 1:
             raise ValueError(f"momentum lies in [0, 1) and batches is at least 1; given {self.momentum} and {self.batches}.")
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int) or self.keep < 0:
+            raise ValueError(f"keep is how many features stay in floating point, 0 or more; given {self.keep!r}.")
+        if self.decompose is None:
+            return
+        if not self.decompose > 0 or self.product not in PRODUCTS:
+            raise ValueError(f"decompose is above 0 and product one of {', '.join(PRODUCTS)}; given {self.decompose}, {self.product!r}.")
+        if self.keep or self.keep_first:
+            raise ValueError("decompose keeps columns in floating point by their size; it goes with neither keep nor keep_first.")
 
 
 SCHEMES: Mapping[str, Scheme] = {

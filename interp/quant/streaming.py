@@ -19,6 +19,7 @@ from interp.models import Model
 from interp.progress import Report, reporting
 from interp.prompts import Prompts
 from interp.quant.measures import MASSIVE_ABSOLUTE, MASSIVE_RATIO, SIGMAS
+from interp.residual import like, precise
 from interp.selection import real, row_chunks
 
 if TYPE_CHECKING:
@@ -156,9 +157,9 @@ def activation_statistics(
             ids, row = part.ids[mask], mask.nonzero()[:, 0]
             capture = model.capture(part, [site for _, _, site, _ in tensors.values()])
             for i, (name, (_, kind, site, norm)) in enumerate(tensors.items()):
-                x = capture[site][mask].float()
+                x = precise(capture[site][mask])
                 if norm is not None:
-                    x = x * norm.weight.float() + norm.bias.float()
+                    x = x * like(norm.weight, x) + like(norm.bias, x)
                 running[name].add(x, ids, row, part.lengths)
                 if kind in ("ln1", "ln2"):
                     over[i] += (x.abs() >= INT8_THRESHOLD).sum(0)
@@ -190,13 +191,15 @@ def _tensors(model: Model) -> dict[str, tuple[int, str, str, nn.LayerNorm | None
 
 @dataclass
 class _Running:
-    """Sums of one tensor, in float64 where they are long."""
+    """Sums of one tensor, in float64 where they are long. Powers are of x - shift (the mean of what came first): raw powers lose the spread
+    of a tensor whose mean is far above it."""
 
     name: str
     layer: int
     kind: str
     model: Model
     entries: int = 0
+    shift: Tensor | None = None
     powers: Tensor | None = None
     absmax: Tensor | None = None
     square: Tensor | None = None
@@ -208,27 +211,30 @@ class _Running:
     inf: float = 0.0
 
     def add(self, x: Float[Tensor, "token d_model"], ids: Tensor, row: Tensor, lengths: Tensor) -> None:
-        size, squared = x.abs(), x * x
+        size = x.abs()
         if self.powers is None:
             zero = x.new_zeros(x.shape[1])
+            self.shift = x.double().mean()
             self.powers = torch.zeros(4, dtype=torch.float64, device=x.device)
             self.absmax, self.square, self.by_dim = zero, zero.double(), zero.long()
             self.by_token = torch.zeros(self.model.d_vocab, dtype=torch.long, device=x.device)
             self.histogram = torch.zeros((HIGHEST - LOWEST) * BINS, dtype=torch.float64, device=x.device)
         assert self.absmax is not None and self.square is not None and self.by_dim is not None and self.by_token is not None
-        assert self.histogram is not None
-        per_token = torch.stack([x.sum(1), squared.sum(1), (squared * x).sum(1), (squared * squared).sum(1)]).double()
+        assert self.histogram is not None and self.shift is not None
+        centred = x.double() - self.shift
+        squared = centred.square()
+        per_token = torch.stack([centred.sum(1), squared.sum(1), (squared * centred).sum(1), squared.square().sum(1)])
         self.powers += per_token.sum(1)
         self.entries += x.numel()
         self.absmax = torch.maximum(self.absmax, size.amax(0))
-        self.square += squared.sum(0).double()
+        self.square += x.double().square().sum(0)
         bins = ((size.clamp(min=2.0**LOWEST).log2() - LOWEST) * BINS).long().clamp(max=len(self.histogram) - 1)
         self.histogram += torch.bincount(bins.flatten(), minlength=len(self.histogram))
         self._per_prompt(x.shape[1], per_token, size.amax(1), row, lengths)
-        mean = per_token[0].sum() / x.numel()
+        mean = per_token[0].sum() / x.numel()  # of x - shift
         std = (per_token[1].sum() / x.numel() - mean * mean).clamp(min=0).sqrt()
-        if float(size.max()) > float(SIGMAS * std - mean.abs()):  # else there is none
-            out = (x - mean.to(x)).abs() > SIGMAS * std.to(x)
+        out = (centred - mean).abs() > SIGMAS * std
+        if bool(out.any()):
             self.by_dim += out.sum(0)
             self.by_token.index_add_(0, ids, out.sum(1))
         if float(size.max()) > MASSIVE_ABSOLUTE:
@@ -248,8 +254,9 @@ class _Running:
     def finish(self, n_prompts: int) -> TensorStatistics:
         assert self.powers is not None and self.square is not None and self.absmax is not None
         assert self.histogram is not None and self.by_dim is not None and self.by_token is not None
+        assert self.shift is not None
         p1, p2, p3, p4 = (self.powers / self.entries).tolist()
-        m2 = p2 - p1**2
+        m2, mean = p2 - p1**2, float(self.shift) + p1
         m4 = p4 - 4 * p1 * p3 + 6 * p1**2 * p2 - 3 * p1**4
         share = self.histogram.cumsum(0) / self.histogram.sum()
         points = torch.tensor([0.5, 0.99, 0.999, 0.9999], dtype=torch.float64, device=share.device)
@@ -258,7 +265,8 @@ class _Running:
         percentiles = {f"p{name}": min(2.0**v, absmax) for name, v in zip(("50", "99", "99.9", "99.99"), at.tolist(), strict=True)}
         tokens = {int(i): int(self.by_token[i]) for i in self.by_token.nonzero().flatten()}
         return TensorStatistics(
-            self.name, self.layer, self.kind, self.entries, absmax, p1, max(m2, 0.0) ** 0.5, m4 / m2**2 if m2 > 0 else float("nan"),
+            self.name, self.layer, self.kind, self.entries, absmax, mean, max(m2, 0.0) ** 0.5,
+            m4 / m2**2 if m2 > 1e-26 * mean**2 else float("nan"),  # else constant, up to the mean's own rounding
             self.paper / n_prompts, self.inf / n_prompts, percentiles, self.by_dim.cpu(), tokens, self.massive, self.absmax.cpu(),
             (self.square / (self.entries / len(self.square))).cpu(),
         )  # fmt: skip

@@ -175,3 +175,90 @@ def test_a_model_that_is_quantized_already_is_refused(folders):
     model.hf.config.quantization_config = {"bits": 8}
     with pytest.raises(ValueError, match="quantized already"):
         quant.evaluate(model, PROMPTS)
+
+
+def test_comparing_twice_gives_the_same_precision_twice(load):
+    """Each comparison adds up signal and noise from zero: other prompts in between do not blend in."""
+    from interp.quant.evaluation import evaluate_run
+
+    model = load("opt")
+    run = quant.quantize(model, quant.Scheme(), OTHERS)
+    first = evaluate_run(model, run, PROMPTS, "")
+    evaluate_run(model, run, OTHERS, "")
+    again = evaluate_run(model, run, PROMPTS, "")
+    assert first.sqnr == again.sqnr and first.bulk_sqnr == again.bulk_sqnr
+    assert not any(q.measuring for q in run.quantizers.values())
+
+
+def test_position_zero_stays_in_floating_point_where_the_scheme_keeps_it(folders):
+    """A spike at position 0 costs nothing then: ranges do not see it and rounding does not touch it; later positions are rounded."""
+    model = interp.load(folders["gpt2"], dtype="float64")
+    with torch.no_grad():
+        model.anatomy.pos_embed.weight[0, 6] += 500.0
+    scheme = quant.Scheme(weight_bits=None)
+    plain, skipped, kept = (quant.evaluate(model, PROMPTS, scheme, **how) for how in ({}, {"skip_first": True}, {"keep_first": True}))
+    assert kept.kl < 0.1 * min(plain.kl, skipped.kl)
+    assert min(kept.sqnr.values()) > 25 > min(plain.bulk_sqnr.values())
+    run = quant.quantize(model, quant.Scheme(weight_bits=None, activation_bits=2, keep_first=True), PROMPTS)
+    rounded, clean = run.logits(PROMPTS), model.logits(PROMPTS)
+    torch.testing.assert_close(rounded[:, 0], clean[:, 0])
+    assert not torch.allclose(rounded[0, 1], clean[0, 1])
+
+
+def test_the_largest_features_stay_in_floating_point_with_the_weights_that_read_them(model):
+    scheme = quant.Scheme(keep=3, batches=1)
+    run = quant.quantize(model, scheme, PROMPTS)
+    for name, quantizer in run.quantizers.items():
+        assert (quantizer.kept is None) == name.endswith(("scores", "pattern"))
+        if quantizer.kept is not None:
+            assert int(quantizer.kept.sum()) == 3
+    site = "blocks.0.mlp.hook_post"
+    x = model.capture(PROMPTS, site)[site]
+    real = torch.arange(PROMPTS.width) < PROMPTS.lengths[:, None]
+    largest = x[real].abs().amax(0).topk(3).indices.sort().values
+    mask = run.quantizers[site].kept
+    assert mask.nonzero().flatten().tolist() == largest.tolist()
+    out = run.quantizers[site](x, x)
+    assert torch.equal(out[..., mask], x[..., mask]) and not torch.equal(out[..., ~mask], x[..., ~mask])
+    _, before, after = run.rounded["blocks.0.mlp_out.weight"]
+    rows = before != after if model.family == "gpt2" else (before != after).T
+    assert not rows[mask].any() and rows[~mask].any()
+    with pytest.raises(ValueError, match="leaves nothing to round"):
+        quant.quantize(model, quant.Scheme(keep=32), PROMPTS)
+
+
+@pytest.mark.parametrize("product", ["absmax", "zeropoint", "row", "vector"])
+def test_products_equal_those_by_hand(load, product):
+    model = load("opt")
+    x = torch.randn(2, 3, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.3
+    module = model.anatomy.blocks[1].mlp_in
+    run = quant.quantize(model, quant.Scheme(weight_bits=None, activation_bits=None, decompose=float("inf"), product=product))
+    symmetric = product != "zeropoint"
+    weight = quant.fake_quant(module.weight.T, 8, symmetric, "channel" if product == "vector" else "tensor")
+    expected = quant.fake_quant(x, 8, symmetric, "token" if product in ("row", "vector") else "tensor") @ weight + module.bias
+    torch.testing.assert_close(run.model.anatomy.blocks[1].mlp_in(x), expected)
+
+
+@pytest.mark.parametrize("where", ["weights", "activations"])
+def test_nan_is_refused_with_the_tensors_name(folders, where):
+    model = interp.load(folders["gpt2"], dtype="float64")
+    with torch.no_grad():
+        if where == "weights":
+            model.anatomy.blocks[1].mlp_in.weight[2, 3] = torch.nan
+        else:
+            model.anatomy.blocks[1].mlp_in.bias[3] = torch.inf
+    with pytest.raises(ValueError, match="blocks.1.m.*NaN or infinities"):
+        quant.evaluate(model, PROMPTS)
+
+
+def test_a_tensor_of_zeros_and_a_constant_one_survive_rounding(folders):
+    model = interp.load(folders["gpt2"], dtype="float64")
+    with torch.no_grad():
+        for parameter in (
+            model.anatomy.blocks[0].mlp_out.weight,
+            model.anatomy.blocks[0].mlp_out.bias,
+            model.anatomy.blocks[1].norm1.weight,
+        ):
+            parameter.zero_()
+    found = quant.evaluate(model, PROMPTS)  # the first MLP writes zeros, a norm's output is its bias everywhere
+    assert found.loss_quantized == found.loss_quantized and found.sqnr["blocks.0.hook_mlp_out"] == float("inf")

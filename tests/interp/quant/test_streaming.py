@@ -86,3 +86,18 @@ def test_chunks_change_the_sums_by_rounding_alone(model, monkeypatch):
 def test_an_unknown_tensor_is_said(model):
     with pytest.raises(KeyError, match="blocks.0.ln1"):
         quant.activation_statistics(model, PROMPTS)["nope"]
+
+
+@pytest.mark.parametrize(("mean", "dtype"), [(1e3, "float32"), (1e6, "float64")])
+def test_kurtosis_is_right_where_a_tensor_is_far_from_zero(folders, mean, dtype):
+    """Raw fourth powers in float32 lose the spread of a tensor whose mean is a thousand times above it."""
+    model = interp.load(folders["opt"], dtype=dtype)
+    with torch.no_grad():
+        for block in model.anatomy.blocks:
+            block.norm1.bias += mean
+    stats = quant.activation_statistics(model, PROMPTS)
+    for layer in range(N_LAYERS):
+        found, x = stats[f"blocks.{layer}.ln1"], torch.cat(whole(model, f"blocks.{layer}.ln1")).double()
+        assert found.kurtosis == pytest.approx(quant.kurtosis(x), rel=1e-6)
+        assert found.std == pytest.approx(float(x.std(correction=0)), rel=1e-6)
+        assert found.mean == pytest.approx(float(x.mean())) and found.outliers_by_dim.sum() == quant.outliers(x).sum()
