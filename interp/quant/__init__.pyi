@@ -2,6 +2,8 @@
 
 from .evaluation import QuantEvaluation as QuantEvaluation
 from .evaluation import evaluate as evaluate
+from .int8_execution import RealInt8 as RealInt8
+from .int8_execution import real_int8 as real_int8
 from .measures import TensorReport as TensorReport
 from .measures import kurtosis as kurtosis
 from .measures import massive as massive

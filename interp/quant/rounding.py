@@ -121,7 +121,8 @@ def round_to_grid(x: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bo
         bottom, top = 0, 2**bits - 1
         zero = torch.round(-low / torch.where(step > 0, step, torch.ones_like(step)))
     safe = torch.where(step > 0, step, torch.ones_like(step))
-    grid = torch.clamp(torch.round(x / safe) + zero, bottom, top)
+    steps = x * (1 / safe) if half_step else x / safe  # torchao's product: with half a step the largest entry lies on a tie
+    grid = torch.clamp(torch.round(steps) + zero, bottom, top)
     return torch.where(step > 0, (grid - zero) * safe, x).to(given)
 
 

@@ -18,7 +18,8 @@ def by_hand(row: list[float], bits: int, symmetric: bool, half_step: bool = Fals
     low, high = min(row), max(row)
     if symmetric:
         step = max(abs(low), abs(high)) / (2 ** (bits - 1) - (0.5 if half_step else 1))
-        return [min(max(round(v / step), -(2 ** (bits - 1))), 2 ** (bits - 1) - 1) * step for v in row]
+        steps = [v * (1 / step) if half_step else v / step for v in row]  # the largest is a tie at half a step: as torchao computes it
+        return [min(max(round(v), -(2 ** (bits - 1))), 2 ** (bits - 1) - 1) * step for v in steps]
     low, high = min(low, 0.0), max(high, 0.0)
     step = (high - low) / (2**bits - 1)
     zero = round(-low / step)
