@@ -16,6 +16,15 @@ PAIR = "pair"  # the task that is the two prompts of the page themselves
 TASKS = ("ioi", "greater-than", "factual-recall", "conflict", "anchored-bias", "colored-objects", "induction", PAIR)
 METHODS = ("eap-ig-inputs", "eap", "relp", "clean-corrupted", "eap-ig-activations", "ifr")
 PROMPTS = (16, 32, 64)
+OUTLIER_PARTS = ("sizes", "heads", "trace", "bits")
+HEAD_COLUMNS = (
+    "no_op", "loss_zero", "loss_mean", "loss_bos", "sink_rate", "sink_mass", "delimiter_mass", "value_sink_share", "output_norm",
+    "output_to_layer", "output_to_stream", "row_entropy", "score_range",
+)  # fmt: skip
+SINK_SHARES = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+OUTPUT_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 10.0)
+COSTS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
+SCHEMES = ("w8a8", "w8a8-percentile", "w8a8-token", "w8", "a8", "w6a6", "w4a8", "w4", "llm.int8")
 FRACTIONS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
@@ -78,6 +87,33 @@ class CircuitView:
 
 
 @dataclass(frozen=True)
+class OutlierView:
+    """What is looked at on the page of outliers, and which head counts as doing nothing."""
+
+    part: str = "sizes"
+    """One of OUTLIER_PARTS."""
+    texts: int = 32
+    """Documents that are measured, one of PROMPTS."""
+    column: str = "no_op"
+    """What the table of heads is coloured by, a column of quant.head_report."""
+    sink: float = 0.25
+    """A no-op head has at least this share of its attention on sinks, one of SINK_SHARES ..."""
+    output: float = 0.2
+    """... writes less than this share of the stream's norm, one of OUTPUT_SHARES ..."""
+    cost: float = 0.01
+    """... and the loss changes by less than this without it, nats per token, one of COSTS."""
+    place: str = ""
+    """The dimension that is traced, "2.14": layer, then dimension of the stream it leaves; empty for the largest."""
+    scheme: str = "w8a8"
+    """One of SCHEMES."""
+
+    @property
+    def layer_dim(self) -> tuple[int, int] | None:
+        layer, _, dim = self.place.partition(".")
+        return (int(layer), int(dim)) if layer.isdigit() and dim.isdigit() else None
+
+
+@dataclass(frozen=True)
 class Case:
     """A model, a prompt, the two words compared, the edits, and what is looked at."""
 
@@ -100,6 +136,7 @@ class Case:
     """What the page of patching and circuits shows; one of SECTIONS."""
     patch: PatchMap = PatchMap()
     circuit: CircuitView = CircuitView()
+    outlier: OutlierView = OutlierView()
 
     @property
     def active(self) -> str:

@@ -2,6 +2,7 @@
 
     ?model=demo-opt&a=When John and Mary ...&t=Mary&f=John&e=a2.1*0.5,~a1.0:mean&head=2.1&by=direct
     ?a=...&b=When John and Anna ...&t=Mary&f=John&site=z&grid=head&cell=2.1            the two prompts of a patch, and a cell of its map
+    ?part=heads&sink=0.4&output=0.05&cost=0.001            which heads count as doing nothing; dim=2.14: a dimension
     ?show=circuit&task=ioi&method=relp&size=0.05&run=without&vs=colored-objects/relp
 
 What equals the default is left out. A value that cannot be used is dropped and said, never a traceback.
@@ -12,21 +13,41 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from urllib.parse import urlencode
 
-from app.case import FRACTIONS, MEASURES, METHODS, OFF, PROMPTS, SECTIONS, SITES, TASKS, Case
+from app.case import (
+    COSTS,
+    FRACTIONS,
+    HEAD_COLUMNS,
+    MEASURES,
+    METHODS,
+    OFF,
+    OUTLIER_PARTS,
+    OUTPUT_SHARES,
+    PROMPTS,
+    SCHEMES,
+    SECTIONS,
+    SINK_SHARES,
+    SITES,
+    TASKS,
+    Case,
+)  # fmt: skip
 
 KEYS = {
     "model": "model", "prompt": "a", "corrupt": "b", "target": "t", "foil": "f", "edits": "e", "head": "head", "measure": "by",
     "section": "show", "patch.site": "site", "patch.grid": "grid", "patch.way": "way", "patch.unit": "unit", "patch.cell": "cell",
     "circuit.task": "task", "circuit.method": "method", "circuit.prompts": "n", "circuit.size": "size", "circuit.run": "run",
-    "circuit.node": "node", "circuit.other": "vs",
+    "circuit.node": "node", "circuit.other": "vs", "outlier.part": "part", "outlier.texts": "texts", "outlier.column": "column",
+    "outlier.sink": "sink", "outlier.output": "output", "outlier.cost": "cost", "outlier.place": "dim", "outlier.scheme": "scheme",
 }  # fmt: skip
 QUESTION = ("prompt", "corrupt", "target", "foil")
 """What belongs together: a prompt of one's own always comes with its words, and with its second prompt or none."""
 CHOICES: Mapping[str, tuple[object, ...]] = {
     "measure": MEASURES, "section": SECTIONS, "patch.site": SITES, "patch.grid": ("pos", "head"), "patch.way": ("denoise", "noise"),
     "patch.unit": ("share", "logits"), "circuit.task": TASKS, "circuit.method": METHODS, "circuit.prompts": PROMPTS,
-    "circuit.size": FRACTIONS, "circuit.run": ("only", "without"),
+    "circuit.size": FRACTIONS, "circuit.run": ("only", "without"), "outlier.part": OUTLIER_PARTS, "outlier.texts": PROMPTS,
+    "outlier.sink": SINK_SHARES, "outlier.output": OUTPUT_SHARES, "outlier.cost": COSTS, "outlier.scheme": SCHEMES,
+    "outlier.column": HEAD_COLUMNS,
 }  # fmt: skip
+PAIRS = {"head": "LAYER.HEAD, such as 2.1", "patch.cell": "ROW.COLUMN, such as 2.10", "outlier.place": "LAYER.DIMENSION, such as 2.14"}
 LONGEST = 4000  # characters of a prompt in a link
 
 
@@ -97,11 +118,10 @@ def _value(name: str, text: str) -> tuple[object, str | None]:
     match name:
         case "edits":
             return _edits(text)
-        case "head" | "patch.cell":
-            shape = "LAYER.HEAD, such as 2.1" if name == "head" else "ROW.COLUMN, such as 2.10"
-            return _pair(text) and text or None, None if _pair(
-                text
-            ) else f"The link's {KEYS[name]} {text!r:.40} is not {shape}; none is selected."
+        case "head" | "patch.cell" | "outlier.place":
+            if _pair(text):
+                return text, None
+            return None, f"The link's {KEYS[name]} {text!r:.40} is not {PAIRS[name]}; none is selected."
         case "circuit.other":
             task, _, method = text.partition("/")
             good = task in TASKS and method in METHODS

@@ -8,7 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import links
-from app.case import FRACTIONS, MEASURES, METHODS, PROMPTS, SECTIONS, SITES, TASKS, Case, CircuitView, PatchMap
+from app.case import (
+    COSTS,
+    FRACTIONS,
+    HEAD_COLUMNS,
+    MEASURES,
+    METHODS,
+    OUTLIER_PARTS,
+    OUTPUT_SHARES,
+    PROMPTS,
+    SCHEMES,
+    SECTIONS,
+    SINK_SHARES,
+    SITES,
+    TASKS,
+    Case,
+    CircuitView,
+    OutlierView,
+    PatchMap,
+)
 from app.measures import MEASURES as DEFINED
 
 DEFAULT = Case("demo-gpt2", "When John and Mary", "Mary", "John", corrupt="When John and Anna")
@@ -31,6 +49,17 @@ CASES = st.builds(
         way=st.sampled_from(["noise", "denoise"]),
         unit=st.sampled_from(["share", "logits"]),
         cell=st.sampled_from(["", "0.0", "3.14"]),
+    ),
+    outlier=st.builds(
+        OutlierView,
+        part=st.sampled_from(OUTLIER_PARTS),
+        texts=st.sampled_from(PROMPTS),
+        column=st.sampled_from(HEAD_COLUMNS),
+        sink=st.sampled_from(SINK_SHARES),
+        output=st.sampled_from(OUTPUT_SHARES),
+        cost=st.sampled_from(COSTS),
+        place=st.sampled_from(["", "0.7", "3.100"]),
+        scheme=st.sampled_from(SCHEMES),
     ),
     circuit=st.builds(
         CircuitView,

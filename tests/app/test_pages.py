@@ -38,14 +38,15 @@ def value(test: AppTest, label: str) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("page", ["start", "heads", "circuits", "recall"])
+@pytest.mark.parametrize("page", ["start", "heads", "circuits", "recall", "outliers"])
 def test_every_page_draws_on_every_family(visit, page, family):
     test = visit(page, family)
     assert not test.exception and not test.error and not test.warning
 
 
 def test_the_pages_are_those_of_the_folder():
-    assert {file.stem for file in (Path(MAIN).parent / "views").glob("*.py")} - {"__init__"} == {"start", "heads", "circuits", "recall"}
+    pages = {file.stem for file in (Path(MAIN).parent / "views").glob("*.py")} - {"__init__"}
+    assert pages == {"start", "heads", "circuits", "recall", "outliers"}
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -1,0 +1,79 @@
+"""`interp quant`: what it prints is what the library found; what cannot be done is one line."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from interp import quant
+from interp.models import load
+from interp.quant.cli import SEED, app
+from interp.quant.html_report import write_html
+from interp.store.texts import atlas_documents
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("demo-gpt2")
+
+
+@pytest.fixture(scope="module")
+def halves(model):
+    """The prompts that --atlas 4 measures on, and those that it calibrates on."""
+    documents = atlas_documents(model, 8, seed=SEED)
+    return documents.prompts(range(0, 8, 2)), documents.prompts(range(1, 8, 2))
+
+
+def run(*words: str):
+    return CliRunner().invoke(app, list(words))
+
+
+def test_evaluate_prints_the_library_s_numbers(model, halves):
+    found = json.loads(run("evaluate", "demo-gpt2", "--atlas", "4", "--scheme", "w6a6", "--json").stdout)
+    expected = quant.evaluate(model, halves[0], "w6a6", calibration=halves[1])
+    assert found["loss_quantized"] == pytest.approx(expected.loss_quantized, abs=1e-6)
+    assert found["n_activations"] == len(expected.activations) and "4 others" in found["documents"]
+
+
+def test_a_report_joins_sizes_heads_trace_and_bits(model, halves, tmp_path):
+    page = tmp_path / "deep" / "report.html"
+    done = run("report", "demo-gpt2", "--atlas", "4", "--html", str(page), "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    assert found["sizes"]["inf_norm"]["all"] == pytest.approx(quant.activation_statistics(model, halves[0]).inf_norm["all"], rel=1e-6)
+    assert {"sizes", "heads", "trace", "bits"} < set(found)
+    text = page.read_text()
+    assert text.count("<h2>") == 4 and "blocks.3.hook_mlp_out" in text
+    assert 'src="http' not in text and "cdn.plot" not in text.split("<body>")[0]
+
+
+def test_sensitivity_names_the_worst_tensors_first():
+    done = run("sensitivity", "demo-opt", "--atlas", "2", "--top", "3")
+    assert done.exit_code == 0, done.output
+    assert "the worst 3 of" in done.stdout and "rank correlation" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("evaluate", "demo-gpt2"), "--text FILE and --atlas N"),
+        (("evaluate", "demo-gpt2", "--atlas", "2", "--scheme", "w8a9"), "did you mean 'w8a8'"),
+        (("evaluate", "demo-gpt2", "--text", "nowhere.txt"), "No file nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(words, said):
+    done = run(*words)
+    assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_one_text_is_too_few_to_find_ranges_on_others(tmp_path):
+    (tmp_path / "one.txt").write_text("John and Mary went to the store\n")
+    done = run("evaluate", "demo-gpt2", "--text", str(tmp_path / "one.txt"))
+    assert done.exit_code == 2 and "at least two" in done.stderr
+
+
+def test_a_page_says_nothing_that_was_not_measured(tmp_path):
+    with pytest.raises(ValueError, match="nothing"):
+        write_html(tmp_path / "a.html", "m", "d", {})
+    with pytest.raises(KeyError, match="sises"):
+        write_html(tmp_path / "a.html", "m", "d", {"sises": None})
