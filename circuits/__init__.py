@@ -11,6 +11,7 @@ from circuits.evaluation.compare import completeness, head_recovery, minimality,
 from circuits.evaluation.faithfulness import SIZES, FaithfulnessCurve, area, faithfulness, measure_circuits
 from circuits.evaluation.random_circuits import random_circuit
 from circuits.evaluation.stability import per_prompt, stability
+from circuits.features import Feature, FeatureGraph, LocalReplacement, feature_graph, local_replacement
 from circuits.nodes.attribution import attribute_nodes
 from circuits.nodes.faithfulness import NodeCurve, node_faithfulness
 from circuits.nodes.head_subsets import HeadSubsets, head_subsets
@@ -26,10 +27,10 @@ from circuits.recall.tracing import CausalTrace, causal_trace
 from circuits.tasks import Task, task
 
 __all__ = [
-    "CausalTrace", "Circuit", "EdgePruning", "EdgeScores", "FaithfulnessCurve", "Graph", "HeadEffects", "HeadSubsets", "Header", "Knockout",
-    "MissedNodes", "NodeCurve", "NodeScores", "NodeSet", "Patching", "PathPatching", "Planted", "Roles", "SIZES", "Task", "acdc",
-    "area", "attention_knockout", "attribute", "attribute_nodes", "bias", "causal_trace", "completeness", "faithfulness", "find_roles",
-    "head_effects", "head_recovery", "head_subsets", "measure_circuits", "minimality", "missed_nodes", "node_faithfulness", "patch",
-    "path_patch", "per_prompt", "planted", "prune_edges", "random_circuit", "recall", "recovery",
-    "repetition", "reuse", "smallest", "stability", "task",
+    "CausalTrace", "Circuit", "EdgePruning", "EdgeScores", "FaithfulnessCurve", "Feature", "FeatureGraph", "Graph", "HeadEffects",
+    "HeadSubsets", "Header", "Knockout", "LocalReplacement", "MissedNodes", "NodeCurve", "NodeScores", "NodeSet", "Patching",
+    "PathPatching", "Planted", "Roles", "SIZES", "Task", "acdc", "area", "attention_knockout", "attribute", "attribute_nodes", "bias",
+    "causal_trace", "completeness", "faithfulness", "feature_graph", "find_roles", "head_effects", "head_recovery", "head_subsets",
+    "local_replacement", "measure_circuits", "minimality", "missed_nodes", "node_faithfulness", "patch", "path_patch", "per_prompt",
+    "planted", "prune_edges", "random_circuit", "recall", "recovery", "repetition", "reuse", "smallest", "stability", "task",
 ]  # fmt: skip
