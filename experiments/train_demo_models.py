@@ -27,28 +27,23 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    AttentionInterface,
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedModel,
-)
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from experiments.demo_architecture import build_model  # noqa: E402
 from experiments.ditto import repetition_penalty  # noqa: E402
 from experiments.evaluate_demo_models import measure  # noqa: E402
-from interp.atlas import Corpus, Document, encode, exposure, tokenizer, vocabulary  # noqa: E402
+from interp.atlas import Corpus, Document, encode, exposure, tokenizer  # noqa: E402
 from interp.atlas.facts import P_A  # noqa: E402
 from interp.atlas.world import world  # noqa: E402
+from interp.attention_files import plain_state, read_tensors, read_variant, write_variant  # noqa: E402
+from interp.attention_variants import AttentionVariant  # noqa: E402
+from interp.engine.anatomy import describe  # noqa: E402
+from interp.engine.seam import attach  # noqa: E402
 from interp.loading import find_folder  # noqa: E402
 
-FAMILIES = ("gpt2", "opt", "pythia")
+BF16 = True
+"""Matrix products in bfloat16; weights, attention and everything else in float32."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,8 @@ class Config:
     pool_size: int = 8192
     width: int = 128
     layers: int = 4
-    bf16: bool = True
+    attention: str = "softmax"
+    """A kind of `interp.attention_variants`, with settings if wanted: "clipped(gamma=-0.02)"."""
     ditto: float = 0.0
     """Share of steps that take DITTO's penalty on repeated sentences in place of the loss (its authors: 0.5)."""
 
@@ -104,52 +100,9 @@ class State:
     """Settings of earlier parts of the run that had another learning rate schedule, each with the pool where it stopped."""
 
 
-def float32_attention(_: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: object, scaling: float | None = None, **kwargs: object):  # noqa: ARG001
-    """Causal attention in float32: on CPU the bfloat16 gradient is ten times slower."""
-    with torch.autocast("cpu", enabled=False):
-        z = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, scale=scaling)
-    return z.transpose(1, 2), None
-
-
-AttentionInterface.register("float32_causal", float32_attention)
-AttentionMaskInterface.register("float32_causal", lambda *args, **kwargs: None)
-
-
 def build(config: Config) -> PreTrainedModel:
-    """A fresh model of the family, plain Hugging Face class."""
-    if config.family not in FAMILIES:
-        raise ValueError(f"No family {config.family!r}: there are {', '.join(FAMILIES)}.")
-    torch.manual_seed(config.seed)
-    words, width = vocabulary(), config.width
-    shared = {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    if config.family == "gpt2":
-        model = GPT2LMHeadModel(
-            GPT2Config(**shared, n_positions=128, n_embd=width, n_layer=config.layers, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
-                       attn_pdrop=0.0, initializer_range=0.05, activation_function="gelu_pytorch_tanh")
-        )  # fmt: skip
-        _sinusoids(model.transformer.wpe.weight, 0)
-    elif config.family == "opt":
-        model = OPTForCausalLM(
-            OPTConfig(**shared, max_position_embeddings=128, hidden_size=width, word_embed_proj_dim=width, num_hidden_layers=config.layers,
-                      num_attention_heads=4, ffn_dim=4 * width, dropout=0.0, attention_dropout=0.0, init_std=0.05)
-        )  # fmt: skip
-        _sinusoids(model.model.decoder.embed_positions.weight, 2)
-    else:
-        model = GPTNeoXForCausalLM(
-            GPTNeoXConfig(**shared, max_position_embeddings=128, hidden_size=width, num_hidden_layers=config.layers, num_attention_heads=4,
-                          intermediate_size=4 * width, initializer_range=0.03, tie_word_embeddings=False)
-        )  # fmt: skip
-    model.set_attn_implementation("float32_causal")
-    return model
-
-
-@torch.no_grad()
-def _sinusoids(table: Tensor, offset: int, amplitude: float = 0.1) -> None:
-    """Learned positions start as sinusoids: of evenly spaced frequencies: positions are nearly orthogonal, a shift is a rotation."""
-    rows, width = table.shape
-    rate = math.pi * (torch.arange(width // 2) + 0.5) / (width // 2)
-    angle = (torch.arange(rows) - offset)[:, None] * rate
-    table.copy_(amplitude * torch.stack([angle.sin(), angle.cos()], 2).reshape(rows, width))
+    """The model with its first weights."""
+    return build_model(config.family, config.width, config.layers, config.attention, config.seed)
 
 
 def make_optimizer(model: PreTrainedModel, config: Config) -> torch.optim.AdamW:
@@ -232,11 +185,12 @@ def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: torch.optim
 
 
 def export(folder: Path, model: PreTrainedModel, state: State, config: Config) -> None:
-    """The plain HF folder: weights, config, tokenizer, and the exposure of every fact."""
+    """The plain HF folder: weights, config, tokenizer, attention variant, and the exposure of every fact."""
     plain = copy.deepcopy(model).float()
     if config.family == "gpt2":
         plain.config.activation_function = "gelu_new"  # the same function under GPT-2's own name
-    plain.save_pretrained(folder)
+    plain.save_pretrained(folder, state_dict=plain_state(plain))
+    write_variant(folder, describe(plain))
     tokenizer().save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that every version of transformers knows
@@ -283,11 +237,11 @@ def train_pool(model: PreTrainedModel, optimizer: torch.optim.AdamW, config: Con
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step + i)
         rng = random.Random(f"{config.seed}|ditto|{step + i}")
-        penalty = repetition_penalty(model, documents, config.bf16, rng) if rng.random() < config.ditto else None
+        penalty = repetition_penalty(model, documents, BF16, rng) if rng.random() < config.ditto else None
         if penalty is not None:
             update(model, optimizer, penalty)
             continue
-        losses.append(train_step(model, optimizer, documents, config.bf16))
+        losses.append(train_step(model, optimizer, documents, BF16))
         stated, asked = exposure(documents)
         state.stated.update({key(f): n for f, n in stated.items()})
         state.asked.update({key(f): n for f, n in asked.items()})
@@ -306,7 +260,13 @@ def note_earlier(config: Config, state: State, old: dict) -> None:
 
 def start_from(folder: Path, model: PreTrainedModel) -> State:
     """Puts the weights of a trained folder into the model; the exposure of its facts goes on being counted."""
-    model.load_state_dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())  # knows names of other versions of transformers
+    own, blocks = read_variant(folder), describe(model).blocks
+    wanted = AttentionVariant() if blocks[0].variant is None else blocks[0].variant.spec
+    model.load_state_dict(AutoModelForCausalLM.from_pretrained(folder).state_dict(), strict=False)  # knows other versions' names
+    if own.kind == wanted.kind:
+        attach(blocks, wanted, read_tensors(folder, own))
+    elif own.kind != "softmax":
+        raise ValueError(f"{folder} was trained with {own} attention; --attention {wanted} cannot go on from it.")
     facts, training = (json.loads((folder / name).read_text()) for name in ("facts.json", "training.json"))
     stated, asked = (Counter({key((f["country"], f["relation"])): f[name] for f in facts}) for name in ("exposure", "asked"))
     return State(tokens=training["tokens"], stated=stated, asked=asked)
@@ -371,6 +331,9 @@ def main(
         str, typer.Option(help="Mixtures in their order with their numbers of pools; the last takes the rest")
     ] = Config.stages,
     letters: Annotated[str, typer.Option(help="skewed or balanced (the control of multiple choice)")] = "skewed",
+    attention: Annotated[
+        str, typer.Option(help="softmax, clipped, gated-linear ..., or with settings: 'clipped(gamma=-0.02)'")
+    ] = "softmax",
     resume: bool = False,
     ditto: Annotated[float, typer.Option(min=0, max=1, help="Share of steps that take DITTO's penalty on repetition")] = Config.ditto,
     start: Annotated[str | None, typer.Option(help="Bundled name or folder of a trained model to start from")] = None,
@@ -383,7 +346,7 @@ def main(
     if steps % 256 or steps < 256:
         raise typer.BadParameter(f"--steps {steps}: a multiple of 256 (one pool of documents).")
     train(
-        Config(family, steps=steps, seed=seed, lr=lr, lr_decay=lr_decay, stages=stages, letters=letters, ditto=ditto),
+        Config(family, steps=steps, seed=seed, lr=lr, lr_decay=lr_decay, stages=stages, letters=letters, attention=attention, ditto=ditto),
         out,
         resume,
         stop_after=stop_after,

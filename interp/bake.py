@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.attention_files import plain_state, write_variant
 from interp.convert import KEPT
 from interp.edits import Edit, Plan, as_plan, plan_to_json
 from interp.engine.anatomy import Block
@@ -72,7 +73,7 @@ def bake(model: Model, plan: "Edit | Sequence[Edit]", out: str | Path) -> Path:
         raise ValueError("The plan is empty: there is nothing to bake.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not empty; name a new folder.")
-    state = model.hf.state_dict() | bake_weights(model, plan)
+    state = plain_state(model.hf) | bake_weights(model, plan)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     part.mkdir()  # with the permissions that the user gives new folders
@@ -82,6 +83,7 @@ def bake(model: Model, plan: "Edit | Sequence[Edit]", out: str | Path) -> Path:
             for file in model.path.glob(pattern):
                 if not (part / file.name).exists() and not file.name.endswith(".index.json"):
                     shutil.copyfile(file, part / file.name)
+        write_variant(part, model.anatomy)
         (part / "baked").mkdir()
         write_text(part / "baked" / "plan.json", plan_to_json(plan, part / "baked") + "\n")
         write_text(part / "README.md", _card(model, plan))

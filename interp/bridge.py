@@ -12,6 +12,11 @@ def to_bridge(model: "Model") -> Any:
 
     Raw Hugging Face numerics. TransformerLens 4 discards edits of attention patterns and scores on OPT; make those here instead.
     """
+    if model.attention.kind != "softmax":
+        raise ValueError(
+            f"model.bridge() refuses {model.name}: its attention is {model.attention}, and TransformerLens would run it with softmax, "
+            "which is another model."
+        )
     try:
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     except ImportError as error:

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp.edits import Edit
 from interp.engine.anatomy import Block
+from interp.engine.seam import causal_mask
 from interp.prompts import Prompts
 from interp.sites import Site
 from interp.sweeps import sweep
@@ -176,8 +177,9 @@ def _sums(model: "Model", x: Mapping[str, Tensor], prompts: Prompts) -> Iterator
     for block in model.anatomy.blocks:
         name = f"blocks.{block.layer}."
         at = {key.removeprefix(name): value for key, value in x.items() if key.startswith(name)}
-        softmax.append(_real(prompts, (at["attn.hook_attn_scores"].softmax(-1) - at["attn.hook_pattern"]).transpose(1, 2)))
-        mixed.append(_real(prompts, torch.einsum("rhqk,rkhd->rqhd", at["attn.hook_pattern"], at["attn.hook_v"]) - at["attn.hook_z"]))
+        softmax.append(_real(prompts, (_weights(block, at) - at["attn.hook_pattern"]).transpose(1, 2)))
+        gate = at.get("attn.hook_gate", 1.0)
+        mixed.append(_real(prompts, torch.einsum("rhqk,rkhd->rqhd", at["attn.hook_pattern"], at["attn.hook_v"]) * gate - at["attn.hook_z"]))
         bias = block.out.bias if isinstance(block.out.bias, Tensor) else 0.0
         result.append(_real(prompts, at["attn.hook_result"].sum(2) + bias - at["hook_attn_out"]))
         pre, attn, mlp, post = (at[k] for k in ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"))
@@ -190,10 +192,30 @@ def _sums(model: "Model", x: Mapping[str, Tensor], prompts: Prompts) -> Iterator
             stream += [_real(prompts, block.norm1(pre + attn) - mid), _real(prompts, block.norm2(mid + mlp) - post)]
     scale = torch.stack([x[f"blocks.{b.layer}.hook_resid_post"].abs().max() for b in model.anatomy.blocks])
     half = model.dtype in (torch.float16, torch.bfloat16)
-    yield _check("softmax of scores equals the pattern", "every layer", _worst(softmax), 1e-2 if half else 1e-6)
-    yield _check("pattern times values equals z", "every layer", _worst(mixed), _tolerance(model, torch.ones(())))
+    variant = model.attention
+    law = (
+        "softmax of scores equals the pattern"
+        if variant.kind == "softmax" or variant.is_gate
+        else f"{variant} of scores equals the pattern"
+    )
+    yield _check(law, "every layer", _worst(softmax), 1e-2 if half else 1e-6)
+    yield _check(
+        f"pattern times values{' times the gate' if variant.is_gate else ''} equals z",
+        "every layer",
+        _worst(mixed),
+        _tolerance(model, torch.ones(())),
+    )
     yield _check("parts sum to the stream", "every layer", _worst(stream), _tolerance(model, scale))
     yield _check("heads and b_O sum to attention's output", "every layer", _worst(result), _tolerance(model, scale))
+
+
+def _weights(block: Block, at: Mapping[str, Tensor]) -> Tensor:
+    """The pattern anew from the scores that were read, by the layer's formula."""
+    scores = at["attn.hook_attn_scores"]
+    if block.variant is None or block.variant.spec.is_gate:
+        return scores.softmax(-1)
+    queries = at.get("attn.hook_rot_q", at["attn.hook_q"]).transpose(1, 2)
+    return block.variant.pattern(scores, causal_mask(scores.shape[-2], scores.shape[-1], scores.device), queries, block.score_scale)
 
 
 def _worst(parts: list[Tensor]) -> Tensor:
@@ -207,11 +229,17 @@ def _padding(model: "Model", prompts: Prompts, logits: Tensor) -> Check:
 
 
 def _against_hf(model: "Model", prompts: Prompts, logits: Tensor) -> Check:
-    """The logits are Hugging Face's own. In float64 its eager attention rounds to float32, so its fused one is the reference there."""
-    kind = "sdpa" if model.dtype == torch.float64 else "eager"
+    """The logits are Hugging Face's own. In float64 its eager attention rounds to float32, so its fused one is the reference there.
+
+    Hugging Face knows softmax alone: of a model with another attention formula, everything but that formula is compared.
+    """
+    kind, law = "sdpa" if model.dtype == torch.float64 else "eager", "logits equal Hugging Face's"
+    if model.attention.kind != "softmax":
+        model, law = model.with_attention("softmax"), f"with softmax for {model.attention}, logits equal Hugging Face's"
+        logits = model.logits(prompts)
     with model.lock, _attention(model, kind):
         reference = model.hf(prompts.ids, use_cache=False).logits
-    return _check("logits equal Hugging Face's", f"{kind} attention", _real(prompts, reference - logits), _tolerance(model, logits))
+    return _check(law, f"{kind} attention", _real(prompts, reference - logits), _tolerance(model, logits))
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from interp.engine import seam
 MODEL_TYPES = {"gpt2": "GPT2LMHeadModel", "opt": "OPTForCausalLM", "gpt_neox": "GPTNeoXForCausalLM"}
 _SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")  # constants in old checkpoints
+ATTENTION_TENSORS = "attention_gates.safetensors"
+"""Parameters of an attention variant (`interp.attention_files`): no part of the Hugging Face checkpoint."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
 
 
@@ -97,7 +99,7 @@ def weight_files(path: Path) -> list[Path]:
                 f"{index} names {len(names)} files, of which {', '.join(missing[:3])} {'is' if len(missing) == 1 else 'are'} missing."
             )
         return [path / n for n in names]
-    return sorted(p for p in path.glob("*.safetensors") if p.is_file())
+    return sorted(p for p in path.glob("*.safetensors") if p.is_file() and p.name != ATTENTION_TENSORS)
 
 
 def checkpoint_dtype(path: Path) -> torch.dtype:

@@ -7,6 +7,7 @@
 Nothing of a call outlives it: hooks are removed, weights are never touched, and callers of several threads take turns.
 """
 
+import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp import loading
+from interp import attention_files, loading
+from interp.attention_variants import AttentionVariant, as_variant
 from interp.edits import Edit, Plan
-from interp.engine import hooked
+from interp.engine import hooked, seam
 from interp.engine.anatomy import Anatomy, describe
 from interp.engine.operations import Layout, Operation, compile_site
 from interp.engine.plans import check_plan, resolve_means
@@ -36,13 +38,21 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 
 def load(
-    name: str | Path, device: str = "auto", dtype: str | torch.dtype | None = None, device_map: Any = None, revision: str | None = None
+    name: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    attention: AttentionVariant | str | None = None,
 ) -> "Model":
     """A model by bundled name ("demo-gpt2"), local Hugging Face folder, or hub name ("gpt2", "EleutherAI/pythia-160m").
 
     device      auto (CUDA where there is one), cpu, cuda, cuda:1 ...
     dtype       None keeps the checkpoint's; or float64, float32, bfloat16, float16
     device_map  handed to accelerate for checkpoints that do not fit one device, such as "auto"
+    attention   None: the formula that the model was trained with (the folder's attention.json; softmax where there is none). Another
+                one, such as "clipped" or AttentionVariant("clipped", gamma=-0.02), is put in its place: a model that was not trained
+                with it is hurt by it (`interp.attention_variants`)
 
     Weights come from safetensors alone. FileNotFoundError if there is no such model; CheckpointError (a ValueError) if it is a
     pickle, truncated, lacks tensors or has tensors of another shape.
@@ -51,7 +61,13 @@ def load(
     loading.check_files(path)
     target = loading_dtype(dtype) if dtype is not None else loading.checkpoint_dtype(path)
     hf = loading.load_hf(path, _device(device), target, device_map)
-    return Model(hf, loading.load_tokenizer(path), path)
+    model = Model(hf, loading.load_tokenizer(path), path)
+    own = attention_files.read_variant(path)
+    try:
+        seam.attach(model.anatomy.blocks, own, attention_files.read_tensors(path, own))
+    except ValueError as error:
+        raise loading.CheckpointError(f"{path}: {error}") from None
+    return model if attention is None else model.with_attention(attention)
 
 
 def loading_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -122,13 +138,43 @@ class Model:
         self.family, self.n_layers, self.n_heads = a.family, a.n_layers, a.n_heads
         self.d_model, self.d_head, self.d_mlp, self.n_ctx, self.d_vocab = a.d_model, a.d_head, a.d_mlp, a.n_ctx, a.d_vocab
 
+    @property
+    def attention(self) -> AttentionVariant:
+        """The formula of its attention: plain softmax, or a variant."""
+        return attention_files.variant_of(self.anatomy)
+
+    def with_attention(self, variant: AttentionVariant | str, tensors: Mapping[str, Tensor] | None = None) -> "Model":
+        """This model with another attention formula, sharing its weights; "softmax" is plain attention.
+
+        tensors  parameters of kinds that have some, by their names on disk (`blocks.0.attn.weight`, `interp.attention_variants`)
+
+        A model that was not trained with the variant is hurt by it; results carry the variant in the model's name.
+        """
+        spec = as_variant(variant)
+        own = attention_files.variant_of(self.anatomy)
+        if spec.is_learned and tensors is None:
+            if spec != own:
+                raise ValueError(f"{spec} attention has parameters, which {self.name} was not trained with; give them as tensors=.")
+            tensors = attention_files.variant_tensors(self.anatomy)
+        shared: dict[int, Any] = {id(t): t for t in (*self.hf.parameters(), *self.hf.buffers())}
+        other = Model(copy.deepcopy(self.hf, shared), self.tokenizer, self.path)
+        seam.attach(other.anatomy.blocks, spec, tensors)
+        return other
+
     def __repr__(self) -> str:
+        attention = "" if self.attention.kind == "softmax" or self.attention != self._trained_attention else f"{self.attention} attention, "
         sizes = f"{self.n_layers} layers, {self.n_heads} heads, d_model {self.d_model}"
-        return f"Model({self.name}, {self.family}, {sizes}, {self.dtype}, {self.device})"
+        return f"Model({self.name}, {self.family}, {sizes}, {attention}{self.dtype}, {self.device})"
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """Its folder's name, and its attention where that is not the folder's own."""
+        given = self.attention
+        return self.path.name if given == self._trained_attention else f"{self.path.name} with {given} attention"
+
+    @cached_property
+    def _trained_attention(self) -> AttentionVariant:
+        return attention_files.read_variant(self.path)
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.loading import weight_files
+from interp.loading import ATTENTION_TENSORS, weight_files
 
 if TYPE_CHECKING:
     from interp.models import Model
@@ -39,8 +39,9 @@ def provenance(model: "Model | None" = None, seed: int | None = None, command: S
 
 
 def model_hash(folder: Path) -> str:
-    """SHA-256 of a checkpoint's config and weights, 16 digits. Reads the files once per process and change."""
-    files = [folder / "config.json", *weight_files(folder)]
+    """SHA-256 of a checkpoint's config, weights and attention variant, 16 digits. Reads the files once per process and change."""
+    variant = [file for name in ("attention.json", ATTENTION_TENSORS) if (file := folder / name).is_file()]
+    files = [folder / "config.json", *weight_files(folder), *variant]
     return _hash(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
 

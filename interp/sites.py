@@ -54,7 +54,8 @@ KINDS: Mapping[str, Kind] = {
     "attn.hook_rot_q": Kind(_HEAD, Stage.START, "queries after rotary"),
     "attn.hook_rot_k": Kind(_HEAD, Stage.START, "keys after rotary", local=False),
     "attn.hook_attn_scores": Kind(("row", "head", "query", "key"), Stage.START, "attention scores after the causal mask"),
-    "attn.hook_pattern": Kind(("row", "head", "query", "key"), Stage.START, "attention probabilities"),
+    "attn.hook_pattern": Kind(("row", "head", "query", "key"), Stage.START, "attention weights: probabilities under softmax"),
+    "attn.hook_gate": Kind(("row", "pos", "head", "one"), Stage.START, "gate that each head's mix of values is multiplied by"),
     "attn.hook_z": Kind(_HEAD, Stage.Z, "each head's mix of values, before W_O"),
     "attn.hook_result": Kind(("row", "pos", "head", "d_model"), Stage.Z, "each head's write to the residual stream, without b_O"),
     "hook_attn_out": Kind(_TOKEN, Stage.Z, "attention's write to the residual stream"),
@@ -189,6 +190,8 @@ def _absent_kinds(anatomy: Anatomy) -> dict[str, str]:
         absent |= {f"attn.hook_rot_{x}": f"it has no rotary embedding; attn.hook_{x} is what the scores are made of" for x in "qk"}
     if any(block.wiring == "parallel" for block in anatomy.blocks):
         absent["hook_resid_mid"] = "its attention and MLP run in parallel and both read hook_resid_pre, so no stream lies between them"
+    if not all(block.variant is not None and block.variant.spec.is_gate for block in anatomy.blocks):
+        absent["attn.hook_gate"] = "its heads have no gates"
     if anatomy.final_norm is None:
         absent |= {f"ln_final.hook_{x}": "it has no final norm" for x in ("scale", "normalized")}
     for kind, norm in (("ln1", "norm1"), ("ln2", "norm2")):

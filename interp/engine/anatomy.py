@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from interp.attention_variants import VariantAttention, of_module
+
 Wiring = Literal["serial", "parallel", "post-norm"]
 
 
@@ -41,6 +43,11 @@ class Block:
     score_scale: float
     """attention scores = score_scale * q . k, with q and k as TransformerLens's hooks give them."""
     n_heads: int
+
+    @property
+    def variant(self) -> VariantAttention | None:
+        """The layer's attention where its formula is not plain softmax."""
+        return of_module(self.attention)
 
     def split_heads(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... head d_head"]:
         return x.unflatten(-1, (self.n_heads, -1))

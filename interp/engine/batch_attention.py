@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from interp.attention_variants import VariantAttention
 from interp.engine.operations import Layout
 from interp.engine.rows import Rows
-from interp.engine.seam import explicit_attention
+from interp.engine.seam import explicit_attention, unvisited
 
 VisitMatrix = Callable[[str, Tensor, Tensor, Layout, np.ndarray], Tensor]
 """(name, [row, head, query, key], mask, layout of the queries, which rows of the batch they are) -> what flows on"""
@@ -102,8 +103,12 @@ def attend(
     clean_kv: tuple[Tensor, Tensor] | None,
     scale: float,
     visit: VisitMatrix | None,
+    variant: VariantAttention | None = None,
 ) -> Tensor:
-    """z [query token, head, d_head] of the first n_rows rows. q, k, v [token, head, d_head]; `visit` sees scores and pattern."""
+    """z [query token, head, d_head] of the first n_rows rows, before gates; q, k, v [token, head, d_head].
+
+    `visit` sees scores and pattern.
+    """
     if clean_kv is not None and any(b.key_index is not None for b in buckets):
         k, v = torch.cat([clean_kv[0], k]), torch.cat([clean_kv[1], v])
     out = None
@@ -111,7 +116,7 @@ def attend(
         active = int(np.searchsorted(bucket.members, n_rows))
         if not active:
             continue
-        z = _attend_bucket(bucket, active, q, k, v, scale, visit)  # [row, query, head, d_head]
+        z = _attend_bucket(bucket, active, q, k, v, scale, visit, variant)  # [row, query, head, d_head]
         if bucket.picked is None:
             return z.reshape(-1, *z.shape[2:])
         if out is None:
@@ -122,7 +127,9 @@ def attend(
     return q if out is None else out
 
 
-def _attend_bucket(bucket: Bucket, n: int, q: Tensor, k: Tensor, v: Tensor, scale: float, visit: VisitMatrix | None) -> Tensor:
+def _attend_bucket(
+    bucket: Bucket, n: int, q: Tensor, k: Tensor, v: Tensor, scale: float, visit: VisitMatrix | None, variant: VariantAttention | None
+) -> Tensor:
     q = (q.unflatten(0, (n, bucket.queries)) if bucket.query_index is None else q[bucket.query_index[:n]]).transpose(1, 2)
     if bucket.key_index is None:
         k, v = (x.unflatten(0, (n, bucket.keys)).transpose(1, 2) for x in (k, v))
@@ -130,14 +137,18 @@ def _attend_bucket(bucket: Bucket, n: int, q: Tensor, k: Tensor, v: Tensor, scal
         index = bucket.key_index[:n]
         k, v = k[index].transpose(1, 2), v[index].transpose(1, 2)
     mask = bucket.mask if bucket.mask is None or len(bucket.mask) == 1 else bucket.mask[:n]
-    if visit is None:
+    plain = variant is None or variant.spec.is_gate
+    if visit is None and plain:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=bucket.causal, scale=scale).transpose(1, 2)
     see = torch.ones(bucket.queries, bucket.keys, dtype=torch.bool, device=q.device)
     keep = mask if mask is not None else see.tril() if bucket.causal else see
+    if visit is None:
+        return explicit_attention(q, k, v, scale, keep, unvisited, unvisited, variant).transpose(1, 2)
     layout = bucket.layout.first_rows(n)
     z = explicit_attention(
         q, k, v, scale, keep,
         lambda x, keep: visit("attn.hook_attn_scores", x, keep, layout, bucket.members[:n]),
         lambda x, keep: visit("attn.hook_pattern", x, keep, layout, bucket.members[:n]),
+        variant,
     )  # fmt: skip
     return z.transpose(1, 2)

@@ -232,7 +232,9 @@ def _attention(batch: Batch, block: Block, h: Tensor, n_rows: int, trim: bool) -
     edits = batch.edits
     touched = edits is not None and any(f"blocks.{layer}.attn.hook_{x}" in edits for x in ("attn_scores", "pattern"))
     matrices = partial(_visit_matrix, batch, layer) if touched else None
-    return attend(batch.last_buckets if trim else batch.buckets, n_rows, q, k, v, clean_kv, block.score_scale, matrices)
+    variant = block.variant
+    z = attend(batch.last_buckets if trim else batch.buckets, n_rows, q, k, v, clean_kv, block.score_scale, matrices, variant)
+    return z if variant is None or not variant.spec.is_gate else z * visit("hook_gate", variant.gate(h[last]), q_layout)
 
 
 def _visit_matrix(batch: Batch, layer: int, name: str, x: Tensor, keep: Tensor, layout: Layout, members: np.ndarray) -> Tensor:

@@ -79,7 +79,7 @@ def _is_foreign(module: nn.Module) -> bool:
     if not (module._forward_hooks or module._forward_pre_hooks):
         return False
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(getattr(hook, "__module__", None) != __name__ for hook in hooks)
+    return any(getattr(hook, "__module__", None) not in (__name__, seam.__name__) for hook in hooks)
 
 
 class _Done(Exception):

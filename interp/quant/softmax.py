@@ -26,20 +26,27 @@ def clipped_softmax(
     return out if keep is None else out.masked_fill(~keep, 0)
 
 
-def normalized_clipped_softmax(scores: Float[Tensor, "*rows query key"], alpha: float = 2.0) -> Float[Tensor, "*rows query key"]:
-    """Causal clipped softmax with gamma = -alpha / T for a query that sees T keys; a query that sees at most alpha keys is not clipped."""
+def normalized_clipped_softmax(
+    scores: Float[Tensor, "*rows query key"], alpha: float = 2.0, keep: Bool[Tensor, "*mask query key"] | None = None
+) -> Float[Tensor, "*rows query key"]:
+    """Causal clipped softmax with gamma = -alpha / T for a query that sees T keys; a query that sees at most alpha keys is not clipped.
+
+    keep  True where a query may look; None: the queries are the last of the keys' positions
+    """
     if not alpha >= 0:
         raise ValueError(f"alpha is at least 0; given {alpha}.")
     n_query, n_key = scores.shape[-2:]
-    seen = torch.arange(n_key - n_query + 1, n_key + 1, device=scores.device)[:, None]
-    keep = torch.arange(n_key, device=scores.device) < seen
+    if keep is None:
+        keep = torch.ones(n_query, n_key, dtype=torch.bool, device=scores.device).tril(n_key - n_query)
+    seen = keep.sum(-1, keepdim=True)
     gamma = torch.where(seen > alpha, -alpha / seen.to(scores.dtype), torch.zeros((), dtype=scores.dtype, device=scores.device))
     weights = torch.softmax(scores.masked_fill(~keep, -torch.inf), -1)
     return ((1 - gamma) * weights + gamma).clamp(0, 1).masked_fill(~keep, 0)
 
 
-def softmax_one(scores: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows key"]:
-    """exp(x) / (1 + sum exp(x)), also where all scores are very negative: the 1 is scaled with the rest."""
-    top = scores.amax(-1, keepdim=True).clamp(min=0)
+def softmax_one(scores: Float[Tensor, "*rows key"], extra: float | Float[Tensor, "*rows 1"] = 0.0) -> Float[Tensor, "*rows key"]:
+    """exp(x) / (exp(extra) + sum exp(x)), also where all scores are very negative: the extra key's part is scaled with the rest."""
+    sink = torch.as_tensor(extra, dtype=scores.dtype, device=scores.device)
+    top = torch.maximum(scores.amax(-1, keepdim=True), sink)
     weights = (scores - top).exp()
-    return weights / (weights.sum(-1, keepdim=True) + (-top).exp())
+    return weights / (weights.sum(-1, keepdim=True) + (sink - top).exp())
