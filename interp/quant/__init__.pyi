@@ -2,8 +2,11 @@
 
 from .evaluation import QuantEvaluation as QuantEvaluation
 from .evaluation import evaluate as evaluate
+from .head_gradients import head_gradient as head_gradient
 from .int8_execution import RealInt8 as RealInt8
 from .int8_execution import real_int8 as real_int8
+from .kv import KVView as KVView
+from .kv import kv_view as kv_view
 from .measures import TensorReport as TensorReport
 from .measures import kurtosis as kurtosis
 from .measures import massive as massive
