@@ -18,7 +18,8 @@ Kept = Mapping[str, Bool[Tensor, "*features"]]
 def round_weights(twin: Model, scheme: Scheme, kept: Kept) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Rounds the copy's weights in place: name -> the copy's tensor, its numbers before, its rounded numbers.
 
-    The unembedding keeps its own numbers, and so do rows that read a `kept` feature (activation -> mask).
+    The unembedding keeps its own numbers. So do rows of linear layers that read a `kept` feature (activation -> mask) and the entries of
+    embeddings and norms that give one.
     """
     if scheme.weight_bits is None:
         return {}
@@ -26,33 +27,35 @@ def round_weights(twin: Model, scheme: Scheme, kept: Kept) -> dict[str, tuple[Te
     twin.hf.lm_head.weight = nn.Parameter(twin.hf.get_output_embeddings().weight.detach().clone(), requires_grad=False)
     found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     with torch.no_grad():
-        for name, weight, outputs_last, reads in _weights(anatomy):
+        for name, weight, outputs_last, features in _weights(anatomy):
             before = weight.detach().clone()
             if not bool(torch.isfinite(before).all()):
                 raise ValueError(f"The weight {name} of {twin.name} holds NaN or infinities; a range needs finite numbers.")
-            after = _rounded_weight(before, scheme, outputs_last, kept.get(reads) if reads else None)
+            after = _rounded_weight(before, scheme, outputs_last, kept.get(features))
             found[f"{name}.weight"] = (weight, before, after)
             weight.copy_(after)
     return found
 
 
-def _weights(anatomy: Anatomy) -> list[tuple[str, Tensor, bool | None, str | None]]:
-    """Name, weight, whether its last axis is the outputs (None: a table or a vector, which has one scale), the activation it reads."""
-    found: list[tuple[str, Tensor, bool | None, str | None]] = [("embed", anatomy.token_embed.weight, None, None)]
+def _weights(anatomy: Anatomy) -> list[tuple[str, Tensor, bool | None, str]]:
+    """Name, weight, whether its last axis is the outputs (None: a table or a vector, which has one scale), and the activation whose
+    features it has: what a linear layer reads, what others give."""
+    own = "hook_embed" if anatomy.embed is anatomy.token_embed else ""  # else a projection follows, and features are others
+    found: list[tuple[str, Tensor, bool | None, str]] = [("embed", anatomy.token_embed.weight, None, own)]
     if anatomy.pos_embed is not None:
-        found.append(("pos_embed", anatomy.pos_embed.weight, None, None))
+        found.append(("pos_embed", anatomy.pos_embed.weight, None, "hook_pos_embed"))
     for block in anatomy.blocks:
-        for name, module, reads in _modules(block):
+        for name, module, features in _modules(block):
             if isinstance(module.weight, Tensor):
-                last = None if reads is None else linear_weight(module) is module.weight
-                found.append((f"blocks.{block.layer}.{name}", module.weight, last, reads))
+                last = None if isinstance(module, nn.LayerNorm) else linear_weight(module) is module.weight
+                found.append((f"blocks.{block.layer}.{name}", module.weight, last, features))
     if anatomy.final_norm is not None and isinstance(anatomy.final_norm.weight, Tensor):
-        found.append(("ln_final", anatomy.final_norm.weight, None, None))
+        found.append(("ln_final", anatomy.final_norm.weight, None, "ln_final"))
     return found
 
 
-def _modules(block: Block) -> list[tuple[str, nn.Module, str | None]]:
-    """The norms and linear layers of a block, and the activation that each linear layer reads."""
+def _modules(block: Block) -> list[tuple[str, nn.Module, str]]:
+    """The norms and linear layers of a block, and the activation that each norm gives or linear layer reads."""
     name = f"blocks.{block.layer}."
     after_norm = block.wiring == "post-norm"
     stream = f"blocks.{block.layer - 1}.ln2" if block.layer else "blocks.0.hook_resid_pre"
@@ -63,7 +66,7 @@ def _modules(block: Block) -> list[tuple[str, nn.Module, str | None]]:
         ("mlp_in", block.mlp_in, mlp_reads),
         ("mlp_out", block.mlp_out, name + "mlp.hook_post"),
     ]
-    return [("ln1", block.norm1, None), ("ln2", block.norm2, None), *rest, *qkv]
+    return [("ln1", block.norm1, name + "ln1"), ("ln2", block.norm2, name + "ln2"), *rest, *qkv]
 
 
 def _rounded_weight(weight: Tensor, scheme: Scheme, outputs_last: bool | None, kept: Tensor | None) -> Tensor:

@@ -49,8 +49,8 @@ class Scheme:
     keep_first: bool = False
     """Leave position 0 out of the calibration and its activations in floating point: what caching a prefix's keys and values does."""
     keep: int = 0
-    """So many features of every activation, and the weights that read them, stay in floating point: those with the largest entries on the
-    calibration prompts (as in QUIK, Ashkboos et al. 2023; chosen without a threshold)."""
+    """So many features of every activation stay in floating point, those with the largest entries on the calibration prompts, and with them
+    the weights that read them (as in QUIK, Ashkboos et al. 2023) and their entries of norms and embeddings."""
     decompose: float | None = None
     """LLM.int8: inputs of linear layers with an entry beyond this stay in floating point, the rest is rounded; `inf`: no input does."""
     product: Literal["vector", "row", "absmax", "zeropoint"] = "vector"
