@@ -48,9 +48,13 @@ def replacements(model: Model, prompts: Prompts, coders: Sequence[Coder]) -> Pla
 def reconstruction(model: Model, coder: Coder, x: Tensor, prompts: Prompts) -> Tensor:
     """The coder's output [row, pos, ...] in the target's axes, 0 on padding."""
     out = coder(flat(x).to(coder.W_dec.dtype)).to(x.dtype)
-    out = torch.where(real_positions(prompts)[:, :, None], out, 0.0)
-    per_head = model.sites().get(str(coder.target_site)).has_heads
-    return out.unflatten(-1, (model.n_heads, -1)) if per_head else out
+    return placed(model, str(coder.target_site), out, prompts)
+
+
+def placed(model: Model, site: str, rows: Float[Tensor, "row pos d"], prompts: Prompts) -> Tensor:
+    """Rows in a site's axes, 0 on padding."""
+    rows = torch.where(real_positions(prompts)[:, :, None], rows, 0.0)
+    return rows.unflatten(-1, (model.n_heads, -1)) if model.sites().get(site).has_heads else rows
 
 
 def flat(x: Tensor) -> Float[Tensor, "row pos d"]:

@@ -15,7 +15,7 @@ from interp.store import Batches, Live, Memory, Store
 from saes import checkpoints
 from saes.coders import Coder
 from saes.config import Config
-from saes.fitting import EVERY, SAMPLE, log
+from saes.fitting import EVERY, SAMPLE, log, rewind
 from saes.trainer import Metrics, Trainer
 from saes.weights import ROWS, Scaling
 
@@ -48,33 +48,60 @@ def train(
     """
     configs = [config] if isinstance(config, Config) else list(config)
     _check(configs)
-    rows = _source(source, configs, documents, drop_bos, context)
     sites = tuple(dict.fromkeys(site for c in configs for site in (c.input_site, c.target_site) if site is not None))
-    if missing := [site for site in sites if site not in rows.sites]:
-        raise ValueError(f"There are no rows of {missing[0]}; there are some of {', '.join(rows.sites)}.")
-    steps = configs[0].steps
-    options: dict[str, Any] = {"sites": sites, "seed": configs[0].seed, "epochs": None, "drop_last": True}
-    options["device"] = source.device if isinstance(source, Model) else None
-    with closing(Batches(rows, configs[0].batch_size, **options)) as first:  # type: ignore[arg-type]
+    rows = source_of(source, sites, documents, drop_bos, context)
+
+    def team(first: Rows) -> Team:
         trainers = _trainers(configs, first)
+        return trainers, lambda batch: {name: _step(trainer, batch) for name, trainer in trainers.items()}
+
+    options: dict[str, Any] = {"progress": progress, "metrics": metrics, "checkpoint": checkpoint, "checkpoint_every": checkpoint_every}
+    trainers, _ = run(rows, sites, configs[0], team, f"{len(configs)} coders", device=device_of(source), **options)
+    info = {"model": model_name(source)}
+    coders = [trainer.finish(info) for trainer in trainers.values()]
+    return coders[0] if isinstance(config, Config) else coders
+
+
+Rows = Mapping[str, Tensor]
+"""Site -> [row, d]."""
+Team = tuple[dict[str, Trainer], Callable[[Rows], dict[str, Metrics]]]
+"""What is trained, by name, and the step that trains all of it with a batch."""
+
+
+def run(
+    rows: Source,
+    sites: tuple[str, ...],
+    config: Config,
+    team: Callable[[Rows], Team],
+    what: str,
+    *,
+    device: torch.device | None = None,
+    progress: Report | bool | None = None,
+    metrics: str | Path | Callable[[dict[str, Any]], Any] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1000,
+) -> Team:
+    """The loop of every training from a source: `team` is made from the first rows, and goes on from the checkpoint if there is one."""
+    options: dict[str, Any] = {"sites": sites, "seed": config.seed, "epochs": None, "drop_last": True, "device": device}
+    with closing(Batches(rows, config.batch_size, **options)) as first:  # type: ignore[arg-type]
+        trainers, step = team(_first_rows(first))
     state = None
     if checkpoint is not None and Path(checkpoint).exists():
         state = checkpoints.read(checkpoint, trainers)
     before = next(iter(trainers.values())).step_count
-    reader = Batches(rows, configs[0].batch_size, state=state, **options)  # type: ignore[arg-type]
-    with reporting(progress, f"{len(configs)} coders") as report, closing(reader) as read:
-        for done in range(before + 1, steps + 1):
-            batch = next(read)
-            found = {name: _step(trainer, batch) for name, trainer in trainers.items()}
-            if done % EVERY == 0 or done == steps:
+    if checkpoint is not None:
+        rewind(metrics, before)
+    reader = Batches(rows, config.batch_size, state=state, **options)  # type: ignore[arg-type]
+    with reporting(progress, what) as report, closing(reader) as read:
+        for done in range(before + 1, config.steps + 1):
+            found = step(next(read))
+            if done % EVERY == 0 or done == config.steps:
                 for name, each in found.items():
                     log(metrics, {"coder": name, **asdict(each)})
             if checkpoint is not None and done % checkpoint_every == 0:
                 checkpoints.write(checkpoint, trainers, read.state())
-            report(done, steps)
-    info = {"model": _model_name(source)}
-    coders = [trainer.finish(info) for trainer in trainers.values()]
-    return coders[0] if isinstance(config, Config) else coders
+            report(done, config.steps)
+    return trainers, step
 
 
 def mlp_transcoders(model: Model, config: Config, layers: Iterable[int] | None = None) -> list[Config]:
@@ -93,21 +120,32 @@ def _check(configs: Sequence[Config]) -> None:
         raise ValueError("Coders that are trained together agree in steps and batch_size.")
 
 
-def _source(source: "Model | Source", configs: Sequence[Config], documents: Any, drop_bos: bool, context: int | None) -> Source:
+def source_of(source: "Model | Source", sites: Sequence[str], documents: Any, drop_bos: bool, context: int | None) -> Source:
+    """Rows of the sites, as a reader takes them. ValueError if the source lacks one, or if documents are missing or too many."""
     if not isinstance(source, Model):
         if documents is not None:
             raise ValueError("A store has its own documents; give documents only with a model.")
+        if missing := [site for site in sites if site not in source.sites]:
+            raise ValueError(f"There are no rows of {missing[0]}; there are some of {', '.join(source.sites)}.")
         return source
     if documents is None:
         raise ValueError("Training live from a model needs documents: texts, lists of token ids, or prompts.")
-    sites = [site for c in configs for site in (c.input_site, c.target_site) if site is not None]
-    return Live.of(source, documents, list(dict.fromkeys(sites)), drop_bos=drop_bos, context=context)
+    return Live.of(source, documents, list(sites), drop_bos=drop_bos, context=context)
 
 
-def _trainers(configs: Sequence[Config], batches: Batches) -> dict[str, Trainer]:
-    """One for each config, scaled by the first rows of the first pass."""
+def device_of(source: "Model | Source") -> torch.device | None:
+    """Where batches are put; None: where the source has them."""
+    return source.device if isinstance(source, Model) else None
+
+
+def _first_rows(batches: Batches) -> dict[str, Tensor]:
+    """65536 rows or so of the first pass. ValueError if some are not finite."""
     parts = [next(batches) for _ in range(max(1, min(ROWS // batches.batch_rows, batches.batches_per_epoch)))]
-    first = {site: _finite(torch.cat([part[site] for part in parts]), site) for site in batches.sites}
+    return {site: _finite(torch.cat([part[site] for part in parts]), site) for site in batches.sites}
+
+
+def _trainers(configs: Sequence[Config], first: Rows) -> dict[str, Trainer]:
+    """One for each config, scaled by the first rows."""
     scalings = {site: Scaling.of(rows) for site, rows in first.items()}
     trainers = {}
     for i, config in enumerate(configs):
@@ -124,12 +162,12 @@ def _finite(rows: Tensor, site: str) -> Tensor:
     return rows
 
 
-def _step(trainer: Trainer, rows: Mapping[str, Tensor]) -> Metrics:
+def _step(trainer: Trainer, rows: Rows) -> Metrics:
     config = trainer.config
     return trainer.step(rows[str(config.input_site)], rows[str(config.target_site)] if trainer.transcoder else None)
 
 
-def _model_name(source: "Model | Source") -> str | None:
+def model_name(source: "Model | Source") -> str | None:
     if isinstance(source, Store):
         return source.manifest["model"]["name"]
     return source.name if isinstance(source, Model) else source.model.name if isinstance(source, Live) else None

@@ -30,6 +30,13 @@ READERS: dict[str, tuple[Callable[[Path], bool], "Callable[[Path], Coder]"]] = {
 }
 
 
+def is_crosscoder(path: Path) -> bool:
+    """Whether a folder holds what `saes.load_crosscoder` reads."""
+    from saes.formats.crosscoders import READERS
+
+    return any(is_here(path) for is_here, _ in READERS.values())
+
+
 def save(coder: "Coder", path: str | Path, format: str = "workbench") -> Path:
     """Writes a coder's folder in a format; what stands there is replaced as a whole."""
     if format not in WRITERS:
@@ -46,6 +53,8 @@ def load(path: str | Path) -> "Coder":
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No coder at {path}: there is no such folder or file.")
+    if is_crosscoder(path):
+        raise ValueError(f"{path} holds a crosscoder or cross-layer transcoder: several coders. Call saes.load_crosscoder({str(path)!r}).")
     for is_here, read in READERS.values():
         if is_here(path):
             return read(path)

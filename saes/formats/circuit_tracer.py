@@ -86,7 +86,7 @@ def read_set(path: str | Path) -> list[Coder]:
 
 def _read(layer: int, file: Path) -> Coder:
     tensors = tensors_of(file, list(NAMES), ["W_skip", THRESHOLD])
-    about = _read_yaml(file.parent / "config.yaml")
+    about = read_yaml(file.parent / "config.yaml")
     k = about.get("interp_workbench_k") or (about.get("k") if about.get("activation") == "topk" else None)
     threshold = tensors.pop(THRESHOLD, None)
     if threshold is None and k is None:
@@ -103,7 +103,7 @@ def _read(layer: int, file: Path) -> Coder:
     return coder.requires_grad_(False).eval()
 
 
-def _read_yaml(path: Path) -> dict[str, str]:
+def read_yaml(path: Path) -> dict[str, str]:
     """The `key: value` lines of the file; nested values are not needed here."""
     if not path.is_file():
         return {}

@@ -16,7 +16,7 @@ from interp.safefiles import read_tensors
 from saes.coders import Coder
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
-OURS = re.compile(r"coder\.(json|safetensors)|cfg\.json|sae_weights\.safetensors|config\.yaml|layer_\d+\.safetensors")
+OURS = re.compile(r"(cross)?coder\.(json|safetensors)|cfg\.json|sae_weights\.safetensors|config\.yaml|(layer|W_enc|W_dec)_\d+\.safetensors")
 """What the writers put into a folder."""
 
 
