@@ -4,7 +4,15 @@ Dunefsky, Chlenski and Nanda 2024, "Transcoders Find Interpretable LLM Feature C
 """
 
 from circuits.features.building import Feature, feature_graph
+from circuits.features.decomposition import Decomposition, decompose, expand
+from circuits.features.edges import Readouts, edges, feature_readouts, logit_readouts
 from circuits.features.graph import FeatureGraph, Node
+from circuits.features.paths import FeaturePaths, feature_paths
 from circuits.features.replacement import LocalReplacement, local_replacement
+from circuits.features.weights import Connections, Overlap, connections, deembedding, logit_effects, overlap, virtual_weights
 
-__all__ = ["Feature", "FeatureGraph", "LocalReplacement", "Node", "feature_graph", "local_replacement"]
+__all__ = [
+    "Connections", "Decomposition", "Feature", "FeatureGraph", "FeaturePaths", "LocalReplacement", "Node", "Overlap", "Readouts",
+    "connections", "decompose", "deembedding", "edges", "expand", "feature_graph", "feature_paths", "feature_readouts",
+    "local_replacement", "logit_effects", "logit_readouts", "overlap", "virtual_weights",
+]  # fmt: skip

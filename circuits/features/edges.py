@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features.replacement import FrozenLayer, LocalReplacement
+from circuits.features.replacement import FrozenLayer, LocalReplacement, pull_at
 from interp.contributions import unembedding_columns
 from interp.engine.anatomy import Anatomy, linear_bias, linear_weight
 from interp.residual import like, precise
@@ -55,14 +55,7 @@ def feature_readouts(run: LocalReplacement, layer: int, pos: Int[Tensor, " targe
         raise ValueError(f"Layer {layer} has no transcoder here; there are some for layers {_covered(run)}.")
     encoder, b_enc = like(frozen.coder.W_enc, run.stream).T[feature], like(frozen.coder.b_enc, run.stream)[feature]
     values = (frozen.x[pos] * encoder).sum(-1) + b_enc
-    return Readouts(torch.full_like(pos, frozen.point), pos, _pull_at(frozen, encoder, pos), b_enc, values)
-
-
-def _pull_at(frozen: FrozenLayer, vectors: Float[Tensor, "target d_in"], pos: Int[Tensor, " target"]) -> Float[Tensor, "target d_model"]:
-    if frozen.read is None:
-        return vectors
-    pulled = vectors / frozen.read.scale[pos] * frozen.read.weight
-    return pulled - pulled.mean(-1, keepdim=True)
+    return Readouts(torch.full_like(pos, frozen.point), pos, pull_at(frozen.read, encoder, pos), b_enc, values)
 
 
 def _covered(run: LocalReplacement) -> str:
@@ -107,8 +100,7 @@ def direction_readouts(
     if norm is None:
         vectors, values = directions, (stream * directions).sum(-1) + constants
     else:
-        weighted = directions * norm.weight / norm.scale[pos]
-        vectors = weighted - weighted.mean(-1, keepdim=True)
+        vectors = pull_at(norm, directions, pos)
         constants = constants + directions @ norm.bias
         values = (stream * vectors).sum(-1) + constants
     return Readouts(torch.full_like(pos, 2 * len(run.layers)), pos, vectors, constants, values)

@@ -66,3 +66,11 @@ def _level(node: "Node") -> float:
     if node.layer is None:
         return -1.0 if node.kind == "embed" else -1.3
     return node.layer + (0.0 if node.kind in ("feature", "logit") else -0.3)
+
+
+def bars(names: list[str], values: list[float], target: str, of: int) -> go.Figure:
+    """Horizontal bars, the first on top."""
+    figure = go.Figure(go.Bar(x=values, y=names, orientation="h", marker={"color": [HIGHER if v > 0 else LOWER for v in values]}))
+    figure.update_layout(title={"text": f"{target}: {len(names)} of {of} parts"}, template="plotly_white", xaxis_title="contribution")
+    figure.update_yaxes(autorange="reversed", type="category")
+    return figure

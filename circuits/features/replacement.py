@@ -60,7 +60,10 @@ class FrozenLayer:
     W_V: Float[Tensor, "head d_model d_head"]
     W_O: Float[Tensor, "head d_head d_model"]
     attn_bias: Float[Tensor, "query d_model"]
-    """What attention writes whatever the stream is: b_V and the norm's bias through the pattern, and b_O."""
+    """What attention writes whatever the stream is: `value_bias` through the pattern, and `out_bias`."""
+    value_bias: Float[Tensor, "head d_head"]
+    """The part of every value that does not depend on the stream: b_V, and the norm's bias through W_V."""
+    out_bias: Float[Tensor, " d_model"]
     coder: Coder | None
     read: FrozenNorm | None
     """Between the stream and the coder's input; None: the coder reads the stream itself."""
@@ -87,6 +90,13 @@ class FrozenLayer:
         moved = torch.einsum("tqhd,hqk->tkhd", read, self.pattern)
         pulled = torch.einsum("tkhd,hmd->tkm", moved, self.W_V)
         return pulled if self.wiring == "post-norm" else self.norm1.pull(pulled)
+
+
+def pull_at(
+    norm: FrozenNorm | None, vectors: Float[Tensor, "target d_model"], pos: Int[Tensor, " target"]
+) -> Float[Tensor, "target d_model"]:
+    """Directions after a norm, as directions before it, each with the scale of its own position; None changes nothing."""
+    return vectors if norm is None else replace(norm, scale=norm.scale[pos]).pull(vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +152,7 @@ def local_replacement(
             the stream. float64 sums exactly to 1e-9, float32 to about 1e-5
     """
     prompts = model.check_prompts(prompts)
-    by_layer = _by_layer(model, coders)
+    by_layer = coders_by_layer(model, coders)
     made = []
     with torch.no_grad():
         for part in torch.arange(len(prompts)).split(rows):
@@ -152,7 +162,7 @@ def local_replacement(
     return made
 
 
-def _by_layer(model: Model, coders: Sequence[Coder]) -> dict[int, Coder]:
+def coders_by_layer(model: Model, coders: Sequence[Coder]) -> dict[int, Coder]:
     found: dict[int, Coder] = {}
     for coder in coders:
         source, target = sites_of(coder, model)
@@ -207,10 +217,13 @@ def _layer(model: Model, block: Block, at: dict[str, Tensor], coder: Coder | Non
         pattern = pattern * gate.transpose(0, 1)
     fixed = like(block.bias_qkv()[2], pre)  # [head, d_head]
     fixed = fixed if post_norm else fixed + torch.einsum("m,hmd->hd", norm1.bias, W_V)
-    attn_bias = torch.einsum("hq,hd,hdm->qm", pattern.sum(-1), fixed, W_O) + like(linear_bias(block.out), pre)
-    _check_attention(model, block.layer, attn, pattern, at[name + "attn.hook_v"], W_O, like(linear_bias(block.out), pre))
+    b_O = like(linear_bias(block.out), pre)
+    attn_bias = torch.einsum("hq,hd,hdm->qm", pattern.sum(-1), fixed, W_O) + b_O
+    _check_attention(model, block.layer, attn, pattern, at[name + "attn.hook_v"], W_O, b_O)
     features = _features(block, coder, mid, mlp)
-    return FrozenLayer(block.layer, block.wiring, norm1, norm2, pattern, at[name + "attn.hook_v"], W_V, W_O, attn_bias, coder, *features)
+    return FrozenLayer(
+        block.layer, block.wiring, norm1, norm2, pattern, at[name + "attn.hook_v"], W_V, W_O, attn_bias, fixed, b_O, coder, *features
+    )
 
 
 def _check_attention(model: Model, layer: int, out: Tensor, pattern: Tensor, values: Tensor, W_O: Tensor, b_O: Tensor) -> None:
