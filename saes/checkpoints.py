@@ -32,6 +32,9 @@ def write(path: str | Path, trainers: dict[str, Trainer], position: dict[str, An
             "penalty": trainer.penalty,
             "pressure": trainer.pressure,
         }
+    path = Path(path)
+    for unfinished in path.parent.glob(f".{path.name}.*.part"):  # a kill left it: one training writes here, and it is this one
+        unfinished.unlink(missing_ok=True)
     write_tensors(path, tensors, {"state": json.dumps({"trainers": states, "position": position})})
 
 

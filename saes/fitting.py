@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.progress import Report, reporting
+from interp.safefiles import write_text
 from saes import checkpoints
 from saes.coders import Coder
 from saes.config import Config
@@ -39,7 +40,7 @@ def fit(
     progress    True for a bar, or a function of steps done and steps in all
     metrics     a JSONL file, or a function that is given the metrics of every 100th step and of the last
     checkpoint  a file that holds the state every `checkpoint_every` steps; if it is there, training goes on from it,
-                and ends with the same bits as one that was never interrupted (on one CPU)
+                and ends with the same bits as one that was never interrupted (on one CPU), its JSONL file included
 
     Rows are drawn in an order shuffled anew for each pass. ValueError for rows that are not finite, or that do not pair up.
     """
@@ -51,9 +52,12 @@ def fit(
     inputs = Scaling.of(x, config.details.normalize)
     targets = inputs if y is None else Scaling.of(y, config.details.normalize)
     trainer = Trainer(config, inputs, targets, x[_order(len(x), config.seed, -1)[:SAMPLE]], transcoder=y is not None)
-    if checkpoint is not None and Path(checkpoint).exists():
-        checkpoints.read(checkpoint, {"coder": trainer})
     last: Metrics | None = None
+    if checkpoint is not None:
+        if Path(checkpoint).exists():
+            position = checkpoints.read(checkpoint, {"coder": trainer})
+            last = Metrics(**position) if position else None
+        rewind(metrics, trainer.step_count)
     with reporting(progress, f"{config.kind} coder") as report:
         for step in range(trainer.step_count, config.steps):
             rows = batch_rows(len(x), config.batch_size, config.seed, step).to(x.device)
@@ -61,7 +65,7 @@ def fit(
             if last.step % EVERY == 0 or last.step == config.steps:
                 log(metrics, asdict(last))
             if checkpoint is not None and last.step % checkpoint_every == 0:
-                checkpoints.write(checkpoint, {"coder": trainer}, {})
+                checkpoints.write(checkpoint, {"coder": trainer}, asdict(last))
             report(last.step, config.steps)
     return trainer.finish({"final": asdict(last)} if last else None)
 
@@ -108,6 +112,23 @@ def log(metrics: str | Path | Callable[[dict[str, Any]], Any] | None, values: di
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as stream:
             stream.write(json.dumps(values) + "\n")
+
+
+def rewind(metrics: str | Path | Callable[[dict[str, Any]], Any] | None, step: int) -> None:
+    """Cuts from a JSONL file what an interrupted training logged after `step`, from where it goes on: no step stands there twice.
+
+    Only for a training with a checkpoint, whose file is its own. A line that was cut short by the interruption goes as well.
+    ValueError for a file that is no such log.
+    """
+    if metrics is None or callable(metrics) or not (path := Path(metrics)).is_file():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    try:
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no log of a training, which has a step in each line; name another file for metrics.") from None
+    if kept != lines:
+        write_text(path, "".join(kept))
 
 
 def _checked(rows: Tensor, name: str) -> Tensor:
