@@ -3,6 +3,7 @@
     python experiments/demo_transcoders.py             # runs/demo-transcoders-<hash>/ and experiments/results/demo-transcoders.json
     python experiments/demo_transcoders.py --model demo-opt      # one model's run; a call for all reads it
     python experiments/demo_transcoders.py --smoke     # one model, a few steps, nothing written to results
+    python experiments/demo_transcoders.py --bundle    # puts the runs' transcoders, in half precision, where saes.bundled finds them
 
 All coders of a model are trained together, live, on pools of the atlas that the model was not trained on, and measured on another pool.
 Controls: the same training with a decoder or an encoder that stays random, and no training.
@@ -21,6 +22,7 @@ import saes
 from experiments.runs import ROOT, Run, as_plain, open_run, run_folder
 from interp.atlas import Corpus, encode
 from interp.safefiles import write_text
+from saes import zoo
 from saes.formats import circuit_tracer
 
 RESULTS = Path(__file__).parent / "results" / "demo-transcoders.json"
@@ -125,9 +127,59 @@ def verdicts(config: Config, each: Sequence[dict[str, Any]], replaced: Sequence[
         yield {"model": config.model, "what": name, "reached": reached[name], "target": target, "holds": reached[name] <= target}
 
 
-def main(smoke: bool = False, model: str = "", root: Path = ROOT) -> None:
+COLUMNS = ("l0", "fvu", "ce_recovered", "kl", "dead_fraction")
+CARD = """# Transcoders of {model}
+
+One transcoder for each MLP of the bundled model: from its normalised input (`blocks.N.ln2.hook_normalized`) to what it adds
+to the stream (`blocks.N.hook_mlp_out`). `saes.bundled("{model}")` reads them, layer after layer.
+
+Trained by `python -m experiments.demo_transcoders` on one CPU core, all layers together: {kind}, {n_features} features, at
+most {k} of them active per token, {steps} steps of {batch_size} tokens from {pools} pools of 8,192 documents of the corpus
+that the model was not trained on, seed {seed}. Stored in half precision, read as float32.
+
+Measured, as stored, on {measured:,} tokens of documents that neither model nor coders were trained on. In place of one MLP:
+
+{layers}
+
+With all MLPs replaced at once the cross-entropy changes by {ce_increase:+.4f} nats per token ({ce_clean:.4f} to
+{ce_replaced:.4f}; without any MLP {ce_ablated:.4f}), KL {kl:.4f}; before rounding to half precision by {before:+.4f}. Controls
+with the same training: by {frozen_decoder:+.3f} with a decoder that stays random, {frozen_encoder:+.3f} with a random encoder.
+"""
+
+
+def bundle(config: Config, root: Path = ROOT) -> None:
+    """Puts a run's transcoders into saes/zoo with a card. ValueError if rounding changes a measure's third digit."""
     import pandas as pd
 
+    model = interp.load(config.model)
+    run = run_folder("demo-transcoders", config, model, root)
+    zoo.bundle([saes.load(coder_folder(run, "transcoder", layer)) for layer in range(model.n_layers)], zoo.HERE / config.model)
+    each, (together,) = measure(model, config, {"transcoder": saes.bundled(config.model)})
+    before = {row["role"]: row for row in json.loads((run / "replaced.json").read_text())}
+    rows = pd.read_parquet(run / "results.parquet").query("role == 'transcoder'").to_dict("records")
+    pairs = [(new[c], old[c]) for new, old in zip(each, rows, strict=True) for c in ("l0", "fvu")]
+    pairs += [(together["ce_replaced"], before["transcoder"]["ce_replaced"])]
+    if wrong := [pair for pair in pairs if abs(pair[0] - pair[1]) > 5e-4 * abs(pair[1]) + 5e-5]:
+        raise ValueError(f"Half precision changes what {config.model}'s transcoders are worth: {wrong[0][1]} became {wrong[0][0]}.")
+    lines = [f"| {row['layer']} | " + " | ".join(f"{row[c]:.4f}" for c in COLUMNS) + " |" for row in each]
+    table = "\n".join([f"| layer | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|", *lines])
+    increase = {role: row["ce_increase"] for role, row in before.items()}
+    tokens = config.coder.steps * config.coder.batch_size
+    values = {**together, **vars(config.coder), "tokens": tokens, "measured": together["tokens"], "pools": POOLS, "layers": table}
+    values |= {
+        "before": increase["transcoder"],
+        **{name: increase[name.replace("_", " ")] for name in ("frozen_decoder", "frozen_encoder")},
+    }
+    write_text(zoo.HERE / config.model / "README.md", CARD.format(**values))
+
+
+def main(smoke: bool = False, model: str = "", bundled: bool = typer.Option(False, "--bundle"), root: Path = ROOT) -> None:
+    import pandas as pd
+
+    if bundled:
+        for config in (c for c in MODELS if model in ("", c.model)):
+            bundle(config, root)
+        return
     report: dict[str, Any] = {"runs": [], "targets": [], "replaced": [], "layers": []}
     for config in SMOKE if smoke else [c for c in MODELS if model in ("", c.model)]:
         loaded = interp.load(config.model)
