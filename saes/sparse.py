@@ -4,6 +4,8 @@ A code of `rows` rows is a list of pairs (column, value), row after row. Decodin
 respect to the decoder, and that of the encoder, is the transposed product: pairs sorted by column once, then again an
 `embedding_bag`, this time over rows. Nothing of size rows x n_features is made but the pre-activations, a block of rows at a time.
 Every function here equals dense autograd (tests, float64).
+
+CUDA tensors are computed by the Triton kernels of `saes.kernels` where triton is installed; what is below is their reference.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from saes import kernels
 
 BLOCK = 512
 """Rows whose pre-activations are held at a time."""
@@ -31,20 +35,20 @@ class Pattern:
     @cached_property
     def counts(self) -> Int[Tensor, " row"]:
         """Pairs of each row."""
-        ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.columns)])])
-        return ends - self.offsets
+        return self.offsets.diff(append=self.offsets.new_full((1,), len(self.columns)))
 
     @cached_property
     def rows(self) -> Int[Tensor, " pair"]:
         """The row of each pair."""
-        return torch.repeat_interleave(torch.arange(len(self.offsets), device=self.offsets.device), self.counts)
+        rows = torch.arange(len(self.offsets), device=self.offsets.device)
+        return torch.repeat_interleave(rows, self.counts, output_size=len(self.columns))  # a CUDA device need not be asked for the size
 
     @cached_property
     def transposed(self) -> tuple["Pattern", Int[Tensor, " pair"]]:
         """The pairs column after column (a stable order, so that sums are the same in every run), and where each came from."""
-        order = self.columns.int().sort(stable=True)[1]
-        counts = torch.bincount(self.columns, minlength=self.n_features)
-        return Pattern(self.rows[order], counts.cumsum(0) - counts, len(self.offsets)), order
+        columns, order = self.columns.int().sort(stable=True)
+        features = torch.arange(self.n_features, dtype=torch.int32, device=columns.device)
+        return Pattern(self.rows[order], torch.searchsorted(columns, features), len(self.offsets)), order
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +86,36 @@ def encode(
 def encode_topk(x: Float[Tensor, "row d"], weight: Float[Tensor, "d n_features"], bias: Float[Tensor, " n_features"], k: int) -> Codes:
     """Rectified pre-activations of the k largest of each row, a block of rows at a time; gradients to weight and bias."""
     with torch.no_grad():
-        found = [topk(torch.addmm(bias, block, weight), k) for block in x.split(BLOCK)]
-        values, columns = (torch.cat(parts).flatten() for parts in zip(*found, strict=True))
+        values, columns = (found.flatten() for found in _largest(x, weight, bias, k))
         values = values.to(x.dtype)  # under autocast the product is bfloat16
     pattern = Pattern(columns, torch.arange(0, len(columns), k, device=x.device), weight.shape[1])
     return Codes(_Encode.apply(x, weight, bias, values, pattern).relu(), pattern)  # type: ignore[union-attr]
+
+
+def _largest(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest pre-activations of each row, unsorted, and their columns."""
+    if (found := _fused(x, weight, bias, k)) is None:
+        return _dense(x, weight, bias, k)
+    values, columns, proven = found
+    if len(rows := (~proven).nonzero().flatten()):
+        exact, places = _dense(x[rows], weight, bias, k)
+        values[rows], columns[rows] = exact.to(values.dtype), places
+    return values, columns
+
+
+def _dense(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    found = [topk(torch.addmm(bias, block, weight), k) for block in x.split(BLOCK)]
+    values, columns = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return values, columns
+
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Values, columns and which rows are proven, from one kernel; None where the dense product is the way."""
+    if not kernels.serve(x, weight, bias):
+        return None
+    from saes.kernels import encoder
+
+    return encoder.largest(x, weight, bias, k)
 
 
 def topk(pre: Float[Tensor, "row n"], k: int) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
@@ -108,17 +137,30 @@ def topk(pre: Float[Tensor, "row n"], k: int) -> tuple[Float[Tensor, "row k"], I
 def gather(values: Float[Tensor, " pair"], pattern: Pattern, weight: Float[Tensor, "n d"]) -> Float[Tensor, "row d"]:
     """For each row of the pattern, the sum of value * weight[column]. No gradient."""
     values, weight = values.detach(), weight.detach()
+    if kernels.serve(values, weight):
+        from saes.kernels import pairs
+
+        return pairs.gather(values, pattern, weight)
     return F.embedding_bag(pattern.columns, weight, pattern.offsets, mode="sum", per_sample_weights=values)
 
 
 def transposed_gather(values: Float[Tensor, " pair"], pattern: Pattern, rows: Float[Tensor, "row d"]) -> Float[Tensor, "n_features d"]:
     """codes^T @ rows: for each feature, the sum of value * rows[row] over the rows where it is active. No gradient."""
+    values, rows = values.detach(), rows.detach()
+    if kernels.serve(values, rows):
+        from saes.kernels import pairs
+
+        return pairs.transposed_gather(values, pattern, rows)
     flipped, order = pattern.transposed
     return gather(values[order], flipped, rows)
 
 
 def dots(left: Float[Tensor, "row d"], right: Float[Tensor, "n d"], pattern: Pattern) -> Float[Tensor, " pair"]:
     """left[row] . right[column] at each pair of the pattern. No gradient."""
+    if kernels.serve(left, right):
+        from saes.kernels import pairs
+
+        return pairs.dots(left.detach(), right.detach(), pattern)
     if left.dtype not in (torch.float32, torch.float64) or not right.is_contiguous():
         return (left[pattern.rows] * right[pattern.columns]).sum(1)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
