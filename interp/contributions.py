@@ -289,7 +289,7 @@ def source_attribution(
     pos: Positions = -1,
     edits: Edit | Sequence[Edit] = (),
 ) -> SourceAttribution:
-    """How much of a head's direct contribution at `pos` comes from each token it attends to: pattern[pos, k] * v[k] @ W_O.
+    """How much of a head's direct contribution at `pos` comes from each token it attends to: pattern[pos, k] * v[k] @ W_O (times its gate).
 
     tokens, pos and edits as in `direct_logit_attribution`; the values of a prompt sum to that head's part there.
     """
@@ -299,8 +299,9 @@ def source_attribution(
     where = positions(prompts, pos)
     name = f"blocks.{layer}.attn."
     with torch.no_grad():
+        gates = [name + "hook_gate"] if model.attention.is_gate else []
         capture = model.capture(
-            prompts, [name + "hook_pattern", name + "hook_v", *stream_sites(model, layer)], plan_before_final_norm(edits)
+            prompts, [name + "hook_pattern", name + "hook_v", *gates, *stream_sites(model, layer)], plan_before_final_norm(edits)
         )
         at = picker(capture, prompts, where)
         norms = frozen_after(model, layer, at)
@@ -312,6 +313,8 @@ def source_attribution(
         v = capture[name + "hook_v"][:, :, head].to(direction)
         read = direction @ like(model.anatomy.blocks[layer].weight_out()[head], direction).T  # [row, d_head]
         values = pattern * torch.einsum("rkd,rd->rk", v, read)
+        for gate in gates:
+            values = values * capture[gate][rows, where, head].to(values)
     seen = torch.arange(prompts.width, device=where.device) <= where[:, None]
     return SourceAttribution(
         model.name, layer, head, values.where(seen, 0), pattern.where(seen, 0), prompts.ids, where, words(model, prompts.ids)

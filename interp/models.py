@@ -293,6 +293,11 @@ class Model:
                 self._bridge = to_bridge(self)
             return self._bridge
 
+    def refuse_gates(self, what: str) -> None:
+        """ValueError where attention has gates, which read the block's input too, for methods that know q, k and v alone."""
+        if self.attention.is_gate:
+            raise ValueError(f"{what} follows what attention reads through q, k and v; {self.name} has {self.attention} gates beside them.")
+
     def check_whole(self) -> None:
         """ValueError where modules of `hf` were replaced after loading: hooks would sit on modules that no forward runs."""
         if lost := self.anatomy.lost(self.hf):

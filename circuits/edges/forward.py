@@ -17,6 +17,7 @@ from circuits.edges.graph import Graph
 from interp.engine.anatomy import Anatomy, Block
 from interp.engine.forked import rotate
 from interp.engine.hooked import foreign_hooks
+from interp.engine.seam import causal_mask, explicit_attention, unvisited
 from interp.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Forward:
                 f"{', '.join(hooked[:3])} of {model.name} carries hooks of yours, which runs of the blocks by hand would pass by. Remove "
                 "them; interp.sweep and what is built on it (circuits.patch, method='exact' of nodes) see them."
             )
+        model.refuse_gates("A forward in edges")
         anatomy, rotary = model.anatomy, None
         if anatomy.rotary is not None:
             ids = torch.arange(width, device=model.device)[None]
@@ -141,6 +143,9 @@ class Forward:
             k, v = torch.cat([earlier[0], k], 1), torch.cat([earlier[1], v], 1)
             mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(start)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if block.variant is not None:
+            keep = causal_mask(q.shape[2], k.shape[2], q.device)
+            return explicit_attention(q, k, v, block.score_scale, keep, unvisited, unvisited, block.variant).transpose(1, 2)
         z = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=block.score_scale)
         return z.transpose(1, 2)
 

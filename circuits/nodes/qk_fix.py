@@ -25,6 +25,8 @@ def attention_scores(
     forward: Forward, block: Block, q: Float[Tensor, "row pos head d_head"], k: Float[Tensor, "row pos head d_head"]
 ) -> Float[Tensor, "row head query key"]:
     """Scores from the projections' outputs, in float32 at least, with -inf at later keys."""
+    if block.variant is not None:
+        raise ValueError(f"The fix of queries and keys knows softmax alone; layer {block.layer} has {block.variant.spec} attention.")
     scores = torch.einsum("rqhe,rkhe->rhqk", precise(forward.rotate(q)), precise(forward.rotate(k))) * block.score_scale
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     return scores.masked_fill(later, -torch.inf)
