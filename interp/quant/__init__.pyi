@@ -20,8 +20,12 @@ from .one_by_one import head_sensitivity as head_sensitivity
 from .one_by_one import sensitivity as sensitivity
 from .pruning import Pruning as Pruning
 from .pruning import prune as prune
+from .published import PublishedTable as PublishedTable
+from .published import check_published as check_published
+from .published import read_published as read_published
 from .quantized import QuantizedRun as QuantizedRun
 from .quantized import quantize as quantize
+from .remedies.attention_formula import AttentionFormula as AttentionFormula
 from .remedies.head_edits import EditHeads as EditHeads
 from .remedies.plans import remedies_from_json as remedies_from_json
 from .remedies.plans import remedies_to_json as remedies_to_json
