@@ -3,9 +3,9 @@
 Dunefsky, Chlenski and Nanda 2024, "Transcoders Find Interpretable LLM Feature Circuits", arXiv 2406.11944.
 """
 
+from circuits.features.backward import Readouts, edges, feature_readouts, logit_readouts
 from circuits.features.building import Feature, feature_graph
 from circuits.features.decomposition import Decomposition, decompose, expand
-from circuits.features.edges import Readouts, edges, feature_readouts, logit_readouts
 from circuits.features.graph import FeatureGraph, Node
 from circuits.features.paths import FeaturePaths, feature_paths
 from circuits.features.replacement import LocalReplacement, local_replacement

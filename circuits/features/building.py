@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.features.edges import Readouts, edges, feature_readouts, logit_readouts
+from circuits.features.backward import Readouts, edges, feature_readouts, logit_readouts
 from circuits.features.graph import ERRORS, TOKENS, FeatureGraph, Node
 from circuits.features.influence import Scores, influence, normalized, scores
 from circuits.features.replacement import BIASES, LocalReplacement, local_replacement

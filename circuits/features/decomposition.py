@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.features.edges import Readouts, feature_readouts
+from circuits.features.backward import Readouts, feature_readouts
 from circuits.features.replacement import FrozenLayer, LocalReplacement, pull_at
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from circuits.features.backward import Readouts
 from circuits.features.decomposition import EXPANDABLE, Decomposition, Part, decompose, expand
-from circuits.features.edges import Readouts
 from circuits.features.replacement import LocalReplacement
 
 if TYPE_CHECKING:

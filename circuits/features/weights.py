@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuits.features.backward import feature_readouts
 from circuits.features.decomposition import decompose
-from circuits.features.edges import feature_readouts
 from circuits.features.replacement import coders_by_layer, local_replacement
 from interp.models import Model
 from interp.ov import linear_part

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import interp
+from circuits.features.backward import edges, feature_readouts, logit_readouts
 from circuits.features.decomposition import EXPANDABLE, decompose, expand
-from circuits.features.edges import edges, feature_readouts, logit_readouts
 from circuits.features.paths import feature_paths
 from circuits.features.replacement import LocalReplacement, local_replacement
 from tests.circuits.features.made_up import VARIANTS, prompt, random_coders

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import interp
-from circuits.features.edges import Readouts, edges, feature_readouts, logit_readouts
+from circuits.features.backward import Readouts, edges, feature_readouts, logit_readouts
 from circuits.features.replacement import LocalReplacement, local_replacement
 from tests.circuits.features.made_up import VARIANTS, Plain, prompt, random_coder, random_coders
 
@@ -65,7 +65,7 @@ def test_targets_in_chunks_and_in_any_order_have_the_same_edges(load, monkeypatc
     readouts = all_readouts(run)
     whole = edges(run, readouts)
     order = torch.randperm(len(readouts), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("circuits.features.edges.BUDGET", 7 * 4 * run.stream.numel() * 8)
+    monkeypatch.setattr("circuits.features.backward.BUDGET", 7 * 4 * run.stream.numel() * 8)
     assert (edges(run, readouts[order]) - whole[order]).abs().max() < 1e-12
 
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 import interp
 import saes
+from circuits.features.backward import feature_readouts
 from circuits.features.decomposition import decompose
-from circuits.features.edges import feature_readouts
 from circuits.features.replacement import LocalReplacement, local_replacement
 from circuits.features.weights import connections, deembedding, logit_effects, overlap, virtual_weights
 from saes.synthetic import Dictionary, Layer, Levers, edge_recovery
@@ -84,7 +84,7 @@ def test_tokens_and_logits_by_weights_are_what_a_run_divides_by_its_scales(load,
     embed = next(p for p in decompose(run, target).top(1000) if p.kind == "embed")
     tokens = deembedding(model, coders, (2, feature))
     assert embed.contribution == pytest.approx(float(tokens.weights[int(run.prompts.ids[0, 4])] / scale_of(run)[4]), abs=1e-9)
-    from circuits.features.edges import logit_readouts
+    from circuits.features.backward import logit_readouts
 
     logit = decompose(run, logit_readouts(run, torch.tensor([7]), None, torch.tensor([4])))
     mine = next(p for p in logit.top(1000) if p.kind == "feature" and p.layer == 2 and p.index == feature)
