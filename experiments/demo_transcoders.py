@@ -81,10 +81,15 @@ def as_list(coders: "saes.Coder | list[saes.Coder]") -> list[saes.Coder]:
     return coders if isinstance(coders, list) else [coders]
 
 
+def measured_prompts(config: Config) -> interp.Prompts:
+    """Documents that neither model nor coders were trained on."""
+    documents = pool_documents([config.last_pool])[:: max(1, 8192 // (config.measured * config.rows))]
+    return interp.Prompts.from_ids(documents[: config.measured * config.rows])
+
+
 def measure(model: interp.Model, config: Config, coders: dict[str, list[saes.Coder]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(one row per role and layer, one row per role with all layers replaced)."""
-    documents = pool_documents([config.last_pool])[:: max(1, 8192 // (config.measured * config.rows))]
-    prompts = interp.Prompts.from_ids(documents[: config.measured * config.rows])
+    prompts = measured_prompts(config)
     each = [
         {"model": config.model, "role": role, "layer": layer, **saes.evaluate(model, coder, prompts, rows=config.rows).summary()}
         for role, found in coders.items()
@@ -137,39 +142,34 @@ Trained by `python -m experiments.demo_transcoders` on one CPU core, all layers 
 most {k} of them active per token, {steps} steps of {batch_size} tokens from {pools} pools of 8,192 documents of the corpus
 that the model was not trained on, seed {seed}. Stored in half precision, read as float32.
 
-Measured, as stored, on {measured:,} tokens of documents that neither model nor coders were trained on. In place of one MLP:
+Measured on {measured:,} tokens of documents that neither model nor coders were trained on. In place of one MLP:
 
 {layers}
 
-With all MLPs replaced at once the cross-entropy changes by {ce_increase:+.4f} nats per token ({ce_clean:.4f} to
+As stored, in place of all MLPs at once, they change the cross-entropy by {ce_increase:+.4f} nats per token ({ce_clean:.4f} to
 {ce_replaced:.4f}; without any MLP {ce_ablated:.4f}), KL {kl:.4f}; before rounding to half precision by {before:+.4f}. Controls
 with the same training: by {frozen_decoder:+.3f} with a decoder that stays random, {frozen_encoder:+.3f} with a random encoder.
 """
 
 
 def bundle(config: Config, root: Path = ROOT) -> None:
-    """Puts a run's transcoders into saes/zoo with a card. ValueError if rounding changes a measure's third digit."""
+    """Puts a run's transcoders into saes/zoo with a card. ValueError if rounding changes the cross-entropy with 1, 2 ... replaced."""
     import pandas as pd
 
     model = interp.load(config.model)
     run = run_folder("demo-transcoders", config, model, root)
     zoo.bundle([saes.load(coder_folder(run, "transcoder", layer)) for layer in range(model.n_layers)], zoo.HERE / config.model)
-    each, (together,) = measure(model, config, {"transcoder": saes.bundled(config.model)})
-    before = {row["role"]: row for row in json.loads((run / "replaced.json").read_text())}
     rows = pd.read_parquet(run / "results.parquet").query("role == 'transcoder'").to_dict("records")
-    pairs = [(new[c], old[c]) for new, old in zip(each, rows, strict=True) for c in ("l0", "fvu")]
-    pairs += [(together["ce_replaced"], before["transcoder"]["ce_replaced"])]
-    if wrong := [pair for pair in pairs if abs(pair[0] - pair[1]) > 5e-4 * abs(pair[1]) + 5e-5]:
-        raise ValueError(f"Half precision changes what {config.model}'s transcoders are worth: {wrong[0][1]} became {wrong[0][0]}.")
-    lines = [f"| {row['layer']} | " + " | ".join(f"{row[c]:.4f}" for c in COLUMNS) + " |" for row in each]
+    before = {row["role"]: row for row in json.loads((run / "replaced.json").read_text())}
+    found = together(model, config, "transcoder", saes.bundled(config.model), measured_prompts(config))
+    pairs = list(zip(found["each"], before["transcoder"]["each"], strict=True))
+    if wrong := [pair for pair in pairs if abs(pair[0] - pair[1]) > 5e-4]:
+        raise ValueError(f"Half precision changes what {config.model}'s transcoders are worth: CE {wrong[0][1]} became {wrong[0][0]}.")
+    lines = [f"| {row['layer']} | " + " | ".join(f"{row[c]:.4f}" for c in COLUMNS) + " |" for row in rows]
     table = "\n".join([f"| layer | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|", *lines])
     increase = {role: row["ce_increase"] for role, row in before.items()}
-    tokens = config.coder.steps * config.coder.batch_size
-    values = {**together, **vars(config.coder), "tokens": tokens, "measured": together["tokens"], "pools": POOLS, "layers": table}
-    values |= {
-        "before": increase["transcoder"],
-        **{name: increase[name.replace("_", " ")] for name in ("frozen_decoder", "frozen_encoder")},
-    }
+    values = {**found, **vars(config.coder), "measured": found["tokens"], "pools": POOLS, "layers": table}
+    values |= {"before": increase["transcoder"]} | {role.replace(" ", "_"): value for role, value in increase.items()}
     write_text(zoo.HERE / config.model / "README.md", CARD.format(**values))
 
 

@@ -40,12 +40,12 @@ class Config:
     """What is measured."""
 
     model: str = "demo-gpt2"
-    documents: int = 4096
+    documents: int = 2048
     corpus_seed: int = 2
     """Training used 0 (models and coders)."""
     least: int = 20
     """Tokens of which a variable holds, and of which it does not, in each half."""
-    probe_steps: int = 300
+    probe_steps: int = 200
     probe_rows: int = 2048
     seed: int = 0
 
