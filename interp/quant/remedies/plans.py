@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from interp.quant.remedies.attention_formula import AttentionFormula
 from interp.quant.remedies.head_edits import EditHeads
 from interp.quant.remedies.ranges import Clip, FirstPosition, Granularity, KeepFeatures, Leave
 from interp.quant.remedies.rotation import Rotate
@@ -13,7 +14,7 @@ from interp.quant.remedies.setup import Remedy, Setup
 from interp.quant.remedies.smoothing import Smooth
 
 REMEDIES: Mapping[str, type] = {
-    cls.kind: cls for cls in (Clip, Granularity, FirstPosition, KeepFeatures, Leave, Smooth, Rotate, EditHeads)
+    cls.kind: cls for cls in (Clip, Granularity, FirstPosition, KeepFeatures, Leave, Smooth, Rotate, EditHeads, AttentionFormula)
 }  # fmt: skip
 """Kind of remedy, as JSON names it -> its class."""
 

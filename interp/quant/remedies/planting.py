@@ -11,13 +11,13 @@ import torch
 
 from interp.engine.anatomy import linear_weight
 from interp.models import Model
-from interp.quant.remedies.setup import private_copy, refuse_post_norm
+from interp.quant.remedies.setup import private_copy, refuse_other_readers
 from interp.quant.remedies.smoothing import read_norms
 
 
 def plant_dimension(model: Model, dim: int, factor: float = 100.0) -> Model:
     """A model with the same logits whose norms (but the final one) have an outlier dimension."""
-    refuse_post_norm(model, "Planting")
+    refuse_other_readers(model, "Planting")
     if not 0 <= dim < model.d_model:
         raise ValueError(f"Dimension {dim}: {model.name} has 0-{model.d_model - 1}.")
     twin = private_copy(model)
@@ -33,7 +33,7 @@ def plant_dimension(model: Model, dim: int, factor: float = 100.0) -> Model:
 
 def plant_token(model: Model, size: float = 1000.0, token: int | None = None) -> Model:
     """A model with the same logits whose stream is massive at one token; without `token`, at position 0 (if positions are embedded)."""
-    refuse_post_norm(model, "Planting")
+    refuse_other_readers(model, "Planting")
     anatomy = model.anatomy
     if token is None and anatomy.pos_embed is None:
         raise ValueError(f"{model.name} has rotary positions and no embedding of position 0; name a token, such as its BOS.")

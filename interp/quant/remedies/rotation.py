@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from interp.engine.anatomy import Anatomy, linear_weight
 from interp.models import Model
-from interp.quant.remedies.setup import Setup, private_copy, refuse_post_norm
+from interp.quant.remedies.setup import Setup, private_copy, refuse_other_readers
 from interp.quant.remedies.smoothing import read_norms
 
 
@@ -48,7 +48,7 @@ class Rotate:
 
 def rotate(model: Model, seed: int = 0, heads: bool = True) -> Model:
     """A model with the same logits and a rotated stream. ValueError for post-norm models and for OPT with narrow embeddings."""
-    refuse_post_norm(model, "Rotation")
+    refuse_other_readers(model, "Rotation")
     if model.anatomy.project_out is not None or model.anatomy.embed is not model.anatomy.token_embed:
         raise ValueError(f"{model.name} has embeddings of another width than its stream; rotation is not built for the projection between.")
     generator = torch.Generator().manual_seed(seed)

@@ -44,10 +44,12 @@ def private_copy(model: Model) -> Model:
     return twin
 
 
-def refuse_post_norm(model: Model, what: str) -> None:
-    """Where norms stand on the stream itself their outputs go to the stream as well as to the layers that read it."""
+def refuse_other_readers(model: Model, what: str) -> None:
+    """Models in which a norm's output is read by more than linear layers: by the stream (post-norm) or by gates."""
     if model.anatomy.final_norm is None or any(block.wiring == "post-norm" for block in model.anatomy.blocks):
         raise ValueError(
             f"{what} is for pre-norm models: in {model.name} norms stand after the residual additions (post-norm), so what they give goes "
             "into the stream as well as into the next layer and cannot be scaled or rotated for one of them alone."
         )
+    if model.attention.is_gate:
+        raise ValueError(f"{what} is not built for {model.attention} attention: the gates of {model.name} read the norm's output as well.")

@@ -17,7 +17,7 @@ from interp.engine.anatomy import Block, linear_weight
 from interp.models import Model
 from interp.prompts import Prompts
 from interp.quant.evaluation import evaluate
-from interp.quant.remedies.setup import Setup, private_copy, refuse_post_norm
+from interp.quant.remedies.setup import Setup, private_copy, refuse_other_readers
 from interp.selection import real, row_chunks
 
 SMALLEST = 1e-5  # of s, and of the maxima that it is made of
@@ -72,7 +72,7 @@ def smooth(model: Model, calibration: Prompts, alpha: float = 0.5) -> Model:
 
 def norm_peaks(model: Model, calibration: Prompts) -> dict[tuple[int, str], Float[Tensor, " d_model"]]:
     """(layer, "ln1" or "ln2") -> the largest size of each entry of the norm's output, with weight and bias."""
-    refuse_post_norm(model, "Smoothing")
+    refuse_other_readers(model, "Smoothing")
     found: dict[tuple[int, str], Tensor] = {}
     sites = ["blocks.*.ln1.hook_normalized", "blocks.*.ln2.hook_normalized"]
     per_row = 2 * model.n_layers * calibration.width * model.d_model * model.dtype.itemsize

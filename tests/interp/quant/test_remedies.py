@@ -7,6 +7,7 @@ import torch
 
 import interp
 from interp import quant
+from interp.attention_variants import AttentionVariant
 from interp.quant.remedies.head_edits import no_op_heads
 from interp.quant.remedies.plans import REMEDIES
 
@@ -16,7 +17,7 @@ OTHERS = interp.Prompts.from_ids([[2, 4, 9, 4, 8], [2, 11, 40, 7, 3, 9], [2, 9, 
 ALL = (
     quant.Clip(99.0), quant.Granularity("token", "channel"), quant.FirstPosition(keep=False), quant.KeepFeatures(2),
     quant.Leave(("q", "ln_final")), quant.Smooth((0.3, 0.6)), quant.Rotate(seed=4, heads=False),
-    quant.EditHeads(((0, 1), (2, 3)), "scale", 0.25),
+    quant.EditHeads(((0, 1), (2, 3)), "scale", 0.25), quant.AttentionFormula("clipped", gamma=-0.1),
 )  # fmt: skip
 
 
@@ -120,6 +121,18 @@ def test_what_does_not_go_together_is_said(load):
         quant.remedy(model, PROMPTS, [], share=1.5)
     with pytest.raises(ValueError, match="one token"):
         quant.remedy(model, interp.Prompts.from_ids([[2], [3], [4]]), [])
+
+
+def test_an_attention_formula_switched_on_after_training_is_charged_for(load):
+    model = load("opt")
+    items = [quant.AttentionFormula("softmax-1"), quant.AttentionFormula("clipped", gamma=-0.2), quant.AttentionFormula("softmax")]
+    found = quant.remedy(model, PROMPTS, items, "a8", calibration=OTHERS)
+    for row, variant in zip(found.rows[1:3], ("softmax-1", AttentionVariant("clipped", gamma=-0.2)), strict=True):
+        losses = interp.loss_per_token(model.with_attention(variant).logits(PROMPTS), PROMPTS)
+        assert row.loss_float == pytest.approx(float(losses[~losses.isnan()].mean())) and row.kl_float > 0.01
+    assert "nothing changed" in found.rows[3].notes[0] and found.rows[3].kl_float == 0
+    with pytest.raises(ValueError, match="have to be trained"):
+        quant.AttentionFormula("gated-linear")
 
 
 @pytest.mark.parametrize("op", ["zero", "mean", "scale"])

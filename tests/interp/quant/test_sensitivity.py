@@ -60,6 +60,35 @@ def test_the_estimate_is_the_first_order_term_of_the_exact_change(model):
         assert t.predicted == pytest.approx(t.only, abs=max(2e-7, 0.05 * abs(t.only))), t.tensor
 
 
+@pytest.mark.parametrize("variant", ["gpt2", "opt", "neox"])
+def test_the_kl_estimate_is_its_quadratic_form(load, variant):
+    """Against the exact form 1/2 Var_p(dlogits) per token, with the logits' derivative along what rounding moves; near the measured KL."""
+    model = load(variant)
+    found = sensitivity(model, PROMPTS, SCHEME, draws=32)
+    assert found.kl_rank_correlation > 0.95 and found.kl > 0
+    run = quant.quantize(model, SCHEME, PROMPTS)
+    clean, counted = model.logits(PROMPTS), ~interp.loss_per_token(model.logits(PROMPTS), PROMPTS).isnan()
+    for name in ("blocks.1.mlp_out.weight", "blocks.0.ln1.weight"):
+        weight, before, after = run.rounded[name]
+        with run.only_weights(()):
+            weight.data.copy_(before + 1e-4 * (after - before))
+            moved = (run.logits(PROMPTS, only=()) - clean) * 1e4
+        p = clean.softmax(-1)
+        variance = (p * moved.square()).sum(-1) - (p * moved).sum(-1).square()
+        exact = float(variance[counted].mean()) / 2
+        tensor = next(t for t in found.tensors if t.tensor == name)
+        assert tensor.predicted_kl == pytest.approx(exact, rel=0.5)  # 64 draws of 2 prompts
+        assert exact == pytest.approx(tensor.only_kl, rel=0.5)
+
+
+@pytest.mark.parametrize("change", [{"keep_first": True}, {"keep": 2}])
+def test_estimates_know_what_stays_in_floating_point(load, change):
+    found = sensitivity(load("opt"), PROMPTS, SCHEME, weight_bits=16, activation_bits=16, **change)
+    assert found.rank_correlation > 0.98
+    for t in found.tensors:
+        assert t.predicted == pytest.approx(t.only, abs=max(2e-7, 0.05 * abs(t.only))), t.tensor
+
+
 def test_a_planted_culprit_comes_first(folders):
     model = interp.load(folders["gpt2"], dtype="float64")
     with torch.no_grad():
