@@ -19,6 +19,7 @@ from saes.evaluation import Evaluation, Together, evaluate, evaluate_together
 from saes.fitting import controls, fit, fit_many
 from saes.formats import load
 from saes.formats.crosscoders import load_crosscoder
+from saes.formats.pickled import convert
 from saes.ground_truth import Recovery, cosine, recovery
 from saes.replacing import replacements
 from saes.training import mlp_transcoders, train
@@ -26,7 +27,7 @@ from saes.zoo import bundled, bundled_models
 
 __all__ = [
     "Block", "Coder", "Config", "Crosscoder", "CrosscoderEvaluation", "Details", "Evaluation", "Recovery", "Sharing", "Together",
-    "bundled", "bundled_models", "clt_blocks", "controls", "cosine", "crosscoder_blocks", "crosscoder_controls",
+    "bundled", "bundled_models", "clt_blocks", "controls", "convert", "cosine", "crosscoder_blocks", "crosscoder_controls",
     "crosscoder_replacements", "evaluate", "evaluate_crosscoder", "evaluate_together", "fit", "fit_many", "load", "load_crosscoder",
     "mlp_transcoders", "recovery", "replacements", "sharing", "train", "train_crosscoder",
 ]  # fmt: skip

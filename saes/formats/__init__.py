@@ -1,14 +1,15 @@
 """Coders on disk: the workbench's own folder, and those of other tools.
 
 Written: workbench, saelens (version 6), circuit-tracer (per-layer transcoders). Read: these, and sparsify, dictionary_learning, OpenAI and
-Gemma Scope. What a file is, is seen from its content. Weights are safetensors or plain numpy arrays; pickles are refused.
+Gemma Scope. What a file is, is seen from its content. Weights are safetensors or plain numpy arrays; pickles are refused, and
+`convert` makes safetensors of those of transcoder_circuits, dictionary_learning and OpenAI.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saes.formats import circuit_tracer, foreign, saelens, workbench
+from saes.formats import circuit_tracer, foreign, hub, saelens, workbench
 from saes.formats.reading import refuse_pickles
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def save(coder: "Coder", path: str | Path, format: str = "workbench") -> Path:
 
 
 def load(path: str | Path) -> "Coder":
-    """The coder in a folder or file of any known format.
+    """The coder in a folder or file of any known format, or of a name on the Hugging Face hub: "hub:owner/repo/folder".
 
     FileNotFoundError if nothing is there; ValueError naming the tensor, number or file at fault.
     """
-    path = Path(path)
+    path = hub.fetch(str(path)) if str(path).startswith(hub.PREFIX) else Path(path)
     if not path.exists():
         raise FileNotFoundError(f"No coder at {path}: there is no such folder or file.")
     if is_crosscoder(path):

@@ -56,8 +56,8 @@ def refuse_pickles(path: Path) -> None:
     files = [path] if path.is_file() else sorted(path.iterdir())
     if pickles := [file for file in files if file.suffix in PICKLES]:
         raise ValueError(
-            f"{pickles[0]} is a pickle, which can run any code when it is opened; it is not read. Where you trust it, convert it once: "
-            "safetensors.torch.save_file(torch.load(file, weights_only=True), 'ae.safetensors') in the same folder."
+            f"{pickles[0]} is a pickle, which can run any code when it is opened; it is not read. Convert it once, which runs nothing: "
+            f"saes.convert({str(pickles[0])!r}, 'NEW FOLDER')."
         )
 
 

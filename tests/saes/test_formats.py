@@ -174,7 +174,7 @@ def test_a_file_that_lacks_tensors_is_refused_with_their_names(tmp_path):
 
 def test_pickles_are_refused_and_the_message_says_what_to_do(tmp_path):
     torch.save({"encoder.weight": torch.zeros(3)}, tmp_path / "ae.pt")
-    with pytest.raises(ValueError, match=r"ae.pt is a pickle.*safetensors.torch.save_file"):
+    with pytest.raises(ValueError, match=r"ae.pt is a pickle.*saes.convert"):
         saes.load(tmp_path)
     np.savez(tmp_path / "params.npz", W_enc=np.array([object()], dtype=object))
     with pytest.raises(ValueError, match="not an archive of plain arrays"):
