@@ -15,6 +15,7 @@ from saes.features.variables import Sparse, Variables
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 LEVELS = tuple(i / 16 for i in range(16))
 """Levels that are tried, as fractions of a feature's maximum."""
@@ -65,6 +66,15 @@ class Detection:
         names = ("feature", "level", "chosen_f1", "f1", "precision", "recall", "count")
         first = {"variable": self.variables.names, "kind": self.variables.kinds, "group": self.variables.groups}
         return pd.DataFrame(first | {name: getattr(self, name) for name in names})
+
+    def figure(self) -> "go.Figure":
+        """F1 by group of variables."""
+        from saes.features import figures
+
+        return figures.detection(self)
+
+    def to_json(self) -> str:
+        return str(self.table().to_json(orient="records"))
 
 
 def confusion(codes: Sparse, variables: Sparse, above: Float[np.ndarray, " feature"] | None = None) -> Confusion:

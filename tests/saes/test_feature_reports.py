@@ -210,6 +210,14 @@ def test_figures_and_tables_show_what_was_found(model, documents):
     assert list(one.figure().data[0].y) == list(one.histogram)
     assert len(one.table()) == sum(len(e.tokens) for e in one.examples)
     assert reports.figure().data[0].x.min() == -5  # the dead feature
+    weights = features.logit_weights(model, coder_of(), [7, 3], k=4)
+    table = weights.table()
+    assert len(table) == 2 * 2 * 4
+    assert table.query("feature == 3 and direction == 'promoted'")["value"].tolist() == weights.promoted[1].tolist()
+    assert list(weights.figure(1).data[0].x) == [*weights.suppressed[1].tolist(), *weights.promoted[1].flip(0).tolist()]
+    assert json.loads(weights.to_json())["features"] == [7, 3]
+    with pytest.raises(KeyError, match="0-19"):
+        features.logit_weights(model, coder_of(), [20])
     found = features.feature_activations(model, coder_of(), interp.Prompts.from_ids(documents[:1]))
     assert np.array_equal(np.array(found.figure(0, 4).data[0].z), found.dense(0)[:, found.top(0, 4)].T)
 

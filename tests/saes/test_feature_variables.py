@@ -1,5 +1,6 @@
 """Variables read from the atlas are true of its documents, and what detects them equals a slow loop."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -178,6 +179,8 @@ def test_the_best_feature_and_level_are_those_of_a_search_on_one_half_and_measur
         assert found.f1[v] == pytest.approx(slow_f1(codes[there, -f] > -level * maximum[-f], held[there, v]), abs=1e-12)
     assert found.feature[0] == 3 and found.f1[0] > 0.9
     assert found.table()["count"].tolist() == held[there].sum(0).tolist()
+    assert [row["f1"] for row in json.loads(found.to_json())] == pytest.approx(found.f1.tolist(), abs=1e-9)
+    assert sum(len(trace.y) for trace in found.figure().data) == len(variables)
 
 
 def test_labels_of_features_are_measured_on_documents_that_they_were_not_chosen_on():
