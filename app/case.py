@@ -16,7 +16,10 @@ PAIR = "pair"  # the task that is the two prompts of the page themselves
 TASKS = ("ioi", "greater-than", "factual-recall", "conflict", "anchored-bias", "colored-objects", "induction", PAIR)
 METHODS = ("eap-ig-inputs", "eap", "relp", "clean-corrupted", "eap-ig-activations", "ifr")
 PROMPTS = (16, 32, 64)
-OUTLIER_PARTS = ("sizes", "heads", "trace", "bits")
+OUTLIER_PARTS = ("sizes", "heads", "trace", "bits", "remedies")
+FEATURE_PARTS = ("dashboard", "prompt", "graph")
+FEATURE_ORDERS = ("label", "density", "maximum", "number")
+CLAMP_WHERE = ("all", "last")
 HEAD_COLUMNS = (
     "no_op", "loss_zero", "loss_mean", "loss_bos", "sink_rate", "sink_mass", "delimiter_mass", "value_sink_share", "output_norm",
     "output_to_layer", "output_to_stream", "row_entropy", "score_range",
@@ -114,6 +117,28 @@ class OutlierView:
 
 
 @dataclass(frozen=True)
+class FeatureView:
+    """Which feature of the model's transcoders is looked at, and what it is clamped to."""
+
+    part: str = "dashboard"
+    """One of FEATURE_PARTS."""
+    layer: int = 0
+    name: str = ""
+    """The feature in focus, "2.117": layer, then feature; empty for the first of the layer."""
+    order: str = "label"
+    """How the features of a layer are listed, one of FEATURE_ORDERS."""
+    clamp: float = -1.0
+    """The activation that the feature is set to, in units of its own; below 0: left as it is."""
+    where: str = "all"
+    """At all positions or at the last one, one of CLAMP_WHERE."""
+
+    @property
+    def layer_feature(self) -> tuple[int, int] | None:
+        layer, _, feature = self.name.partition(".")
+        return (int(layer), int(feature)) if layer.isdigit() and feature.isdigit() else None
+
+
+@dataclass(frozen=True)
 class Case:
     """A model, a prompt, the two words compared, the edits, and what is looked at."""
 
@@ -137,6 +162,7 @@ class Case:
     patch: PatchMap = PatchMap()
     circuit: CircuitView = CircuitView()
     outlier: OutlierView = OutlierView()
+    feature: FeatureView = FeatureView()
 
     @property
     def active(self) -> str:

@@ -14,7 +14,10 @@ from operator import attrgetter
 from urllib.parse import urlencode
 
 from app.case import (
+    CLAMP_WHERE,
     COSTS,
+    FEATURE_ORDERS,
+    FEATURE_PARTS,
     FRACTIONS,
     HEAD_COLUMNS,
     MEASURES,
@@ -37,6 +40,8 @@ KEYS = {
     "circuit.task": "task", "circuit.method": "method", "circuit.prompts": "n", "circuit.size": "size", "circuit.run": "run",
     "circuit.node": "node", "circuit.other": "vs", "outlier.part": "part", "outlier.texts": "texts", "outlier.column": "column",
     "outlier.sink": "sink", "outlier.output": "output", "outlier.cost": "cost", "outlier.place": "dim", "outlier.scheme": "scheme",
+    "feature.part": "features", "feature.layer": "layer", "feature.name": "feature", "feature.order": "order", "feature.clamp": "clamp",
+    "feature.where": "where",
 }  # fmt: skip
 QUESTION = ("prompt", "corrupt", "target", "foil")
 """What belongs together: a prompt of one's own always comes with its words, and with its second prompt or none."""
@@ -45,9 +50,10 @@ CHOICES: Mapping[str, tuple[object, ...]] = {
     "patch.unit": ("share", "logits"), "circuit.task": TASKS, "circuit.method": METHODS, "circuit.prompts": PROMPTS,
     "circuit.size": FRACTIONS, "circuit.run": ("only", "without"), "outlier.part": OUTLIER_PARTS, "outlier.texts": PROMPTS,
     "outlier.sink": SINK_SHARES, "outlier.output": OUTPUT_SHARES, "outlier.cost": COSTS, "outlier.scheme": SCHEMES,
-    "outlier.column": HEAD_COLUMNS,
+    "outlier.column": HEAD_COLUMNS, "feature.part": FEATURE_PARTS, "feature.order": FEATURE_ORDERS, "feature.where": CLAMP_WHERE,
 }  # fmt: skip
-PAIRS = {"head": "LAYER.HEAD, such as 2.1", "patch.cell": "ROW.COLUMN, such as 2.10", "outlier.place": "LAYER.DIMENSION, such as 2.14"}
+PAIRS = {"head": "LAYER.HEAD, such as 2.1", "patch.cell": "ROW.COLUMN, such as 2.10", "outlier.place": "LAYER.DIMENSION, such as 2.14",
+         "feature.name": "LAYER.FEATURE, such as 2.117"}  # fmt: skip
 LONGEST = 4000  # characters of a prompt in a link
 
 
@@ -118,10 +124,20 @@ def _value(name: str, text: str) -> tuple[object, str | None]:
     match name:
         case "edits":
             return _edits(text)
-        case "head" | "patch.cell" | "outlier.place":
+        case "head" | "patch.cell" | "outlier.place" | "feature.name":
             if _pair(text):
                 return text, None
             return None, f"The link's {KEYS[name]} {text!r:.40} is not {PAIRS[name]}; none is selected."
+        case "feature.layer":
+            good = text.isascii() and text.isdigit() and len(text) < 6
+            return (int(text), None) if good else (None, f"The link's layer {text!r:.40} is no number; layer 0 is shown.")
+        case "feature.clamp":
+            try:
+                value = float(text)
+            except ValueError:
+                value = float("nan")
+            good = 0 <= value < 1e6
+            return (value, None) if good else (None, f"The link's clamp {text!r:.40} is no activation (0 or more); nothing is clamped.")
         case "circuit.other":
             task, _, method = text.partition("/")
             good = task in TASKS and method in METHODS

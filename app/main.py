@@ -18,6 +18,7 @@ page = st.navigation(
         st.Page(VIEWS / "heads.py", title="Heads", icon=":material/grid_view:", url_path="heads"),
         st.Page(VIEWS / "circuits.py", title="Patch & circuits", icon=":material/hub:", url_path="circuits"),
         st.Page(VIEWS / "recall.py", title="Recall & bias", icon=":material/psychology:", url_path="recall"),
+        st.Page(VIEWS / "features.py", title="Features", icon=":material/lens_blur:", url_path="features"),
         st.Page(VIEWS / "outliers.py", title="Outliers", icon=":material/bolt:", url_path="outliers"),
     ]
 )

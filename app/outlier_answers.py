@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from interp.prompts import Prompts
     from interp.quant.evaluation import QuantEvaluation
     from interp.quant.no_op_heads import HeadReport
+    from interp.quant.remedies.report import RemedyReport
     from interp.quant.streaming import ActivationStatistics
     from interp.quant.tracing import Trace
 
@@ -108,6 +109,22 @@ def quantized(service: Service, name: str, n: int, scheme: str) -> "QuantEvaluat
 
     texts = documents(service, name, n)
     return service.answer(("quantized", name, n, scheme), compute)
+
+
+def remedied(service: Service, name: str, n: int, scheme: str) -> "tuple[RemedyReport, tuple[str, ...]]":
+    """The standard remedies, and why some are left out."""
+
+    def compute() -> "tuple[RemedyReport, tuple[str, ...]]":
+        from interp.quant import remedy
+        from interp.quant.remedies.standard import standard_remedies
+
+        model = service.model(name)
+        plans, left_out = standard_remedies(model, scheme)
+        apart = None if texts.calibration is texts.prompts else texts.calibration
+        return remedy(model, texts.prompts, plans, scheme, calibration=apart), left_out
+
+    texts = documents(service, name, n)
+    return service.answer(("remedies", name, n, scheme), compute)
 
 
 def norm_map(service: Service, case: Case) -> NormMap:

@@ -16,6 +16,7 @@ CALLS = {
     "heads": "quant.head_report(model, prompts)",
     "trace": "quant.trace(model, prompts, layer={layer}, dim={dim})",
     "bits": "quant.evaluate(model, prompts, {scheme!r}, calibration=calibration)",
+    "remedies": "quant.remedy(model, prompts, standard_remedies(model, {scheme!r})[0], {scheme!r}, calibration=calibration)",
 }
 
 
@@ -25,7 +26,8 @@ def python(case: Case) -> str:
     layer, dim = case.outlier.layer_dim or (None, None)
     call = CALLS[case.outlier.part].format(layer=layer, dim=dim, scheme=case.outlier.scheme)
     return (
-        "import interp\nfrom interp import quant\nfrom interp.store.texts import atlas_documents\n\n"
+        "import interp\nfrom interp import quant\nfrom interp.quant.remedies.standard import standard_remedies\n"
+        "from interp.store.texts import atlas_documents\n\n"
         f"model = interp.load({case.model!r})\n"
         f"documents = atlas_documents(model, {2 * n}, seed={outlier_answers.SEED})  # or model.encode([your texts])\n"
         f"prompts, calibration = documents.prompts(range({n})), documents.prompts(range({n}, {2 * n}))\n"
@@ -34,7 +36,8 @@ def python(case: Case) -> str:
 
 
 def command(case: Case) -> str:
-    what = {"bits": ["evaluate", "--scheme", case.outlier.scheme]}.get(case.outlier.part, ["report"])
+    verb = {"bits": "evaluate", "remedies": "remedy"}.get(case.outlier.part, "report")
+    what = [verb, *(["--scheme", case.outlier.scheme] if verb != "report" else [])]
     return shlex.join(["interp", "quant", what[0], case.model, *what[1:], "--atlas", str(case.outlier.texts)])
 
 
@@ -64,4 +67,6 @@ def _result(case: Case):  # noqa: ANN202
         return outlier_answers.traced(service, model, view.texts, view.layer_dim)
     if view.part == "bits":
         return outlier_answers.quantized(service, model, view.texts, view.scheme)
+    if view.part == "remedies":
+        return outlier_answers.remedied(service, model, view.texts, view.scheme)[0]
     return outlier_answers.statistics(service, model, view.texts)

@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import frame, outlier_exports
 from app.case import PROMPTS, Case
-from app.parts import bits_view, no_op_view, sizes_view, trace_view
+from app.parts import bits_view, no_op_view, remedies_view, sizes_view, trace_view
 from app.parts.choices import choice
 from app.parts.columns import header
 from app.parts.sharing import share_row
@@ -14,9 +14,10 @@ from app.service import short_name
 
 PARTS = {
     "sizes": ("How large?", sizes_view.section),
-    "heads": ("No-op heads", no_op_view.section),
-    "trace": ("Who writes it, who needs it?", trace_view.section),
-    "bits": ("What do few bits cost?", bits_view.section),
+    "heads": ("Idle heads", no_op_view.section),
+    "trace": ("Who writes it?", trace_view.section),
+    "bits": ("What do bits cost?", bits_view.section),
+    "remedies": ("What helps?", remedies_view.section),
 }
 
 

@@ -37,6 +37,10 @@ HEADS = {
     "value_sink_share": "of values", "output_to_stream": "output/stream",
 }  # fmt: skip
 TENSORS = {"tensor": "tensor", "only": "alone", "only_kl": "KL alone", "without": "all but it", "predicted": "estimate"}
+REMEDIES = {
+    "remedy": "remedy", "loss_float": "loss", "loss_quantized": "rounded", "kl": "KL", "recovered": "recovered", "bulk_sqnr": "bulk dB",
+    "inf_norm": "largest",
+}  # fmt: skip
 SEED = 2  # of atlas documents; the demo models were trained on seed 0
 
 
@@ -125,6 +129,39 @@ def sensitivity(
          f"{found.rank_correlation:.2f}. Measured on {data.said}.")  # fmt: skip
 
 
+@app.command()
+def remedy(
+    model: ModelName, text: Text = None, atlas: Atlas = None, limit: Limit = 32, scheme: SchemeName = "w8a8",
+    plan: Annotated[list[Path] | None, typer.Option("--plan", "-p", help="A JSON file of remedies in order; may be repeated.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write one self-contained page with a figure.")] = None,
+    device: Device = "auto", as_json: Json = False,
+) -> None:  # fmt: skip
+    """The scheme without and with remedies: clipping, kept features, smoothing, rotation, position 0; or plans of one's own."""
+    with refusals():
+        from interp import quant
+        from interp.quant.html_report import write_html
+        from interp.quant.remedies.standard import standard_remedies
+
+        loaded, data = _open(model, text, atlas, limit, device)
+        left_out: tuple[str, ...] = ()
+        if plan:
+            plans = tuple(quant.remedies_from_json(_read(path)) for path in plan)
+        else:
+            plans, left_out = standard_remedies(loaded, scheme)
+        found = quant.remedy(loaded, data.prompts, plans, scheme, calibration=data.calibration, progress=not as_json)
+        if html is not None:
+            write_html(html, loaded.name, data.said, {"remedies": found})
+    if as_json:
+        write_json(_plain(json.loads(found.to_json())) | {"documents": data.said, "left_out": left_out})
+        return
+    show(_frame(f"{loaded.name}, {scheme}, on {data.said}: nats per token", found.table(), REMEDIES))
+    show(f"Least KL: {found.best.name}. recovered: share of the KL without remedies that is gone.")
+    for reason in left_out:
+        show(f"Left out: {reason}")
+    if html is not None:
+        show("", f"Written: {html}")
+
+
 @dataclass(frozen=True)
 class _Data:
     """What is measured on, and what ranges are found on."""
@@ -152,6 +189,12 @@ def _open(name: str, text: Path | None, atlas: int | None, limit: int, device: s
             raise ValueError(f"{text} has {len(documents)} text(s); at least two are needed, one of them to find ranges on.")
     prompts, calibration = (documents.prompts(range(first, 2 * n, 2)) for first in (0, 1))
     return loaded, _Data(prompts, calibration, f"{said}, ranges on {n} others")
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path} with a plan of remedies (quant.remedies_to_json writes one).")
+    return path.read_text(encoding="utf-8")
 
 
 def _bits(found: Any) -> None:

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from app import links
 from app.case import (
+    CLAMP_WHERE,
     COSTS,
+    FEATURE_ORDERS,
+    FEATURE_PARTS,
     FRACTIONS,
     HEAD_COLUMNS,
     MEASURES,
@@ -24,6 +27,7 @@ from app.case import (
     TASKS,
     Case,
     CircuitView,
+    FeatureView,
     OutlierView,
     PatchMap,
 )
@@ -49,6 +53,15 @@ CASES = st.builds(
         way=st.sampled_from(["noise", "denoise"]),
         unit=st.sampled_from(["share", "logits"]),
         cell=st.sampled_from(["", "0.0", "3.14"]),
+    ),
+    feature=st.builds(
+        FeatureView,
+        part=st.sampled_from(FEATURE_PARTS),
+        layer=st.sampled_from([0, 3, 11]),
+        name=st.sampled_from(["", "0.7", "3.1000"]),
+        order=st.sampled_from(FEATURE_ORDERS),
+        clamp=st.sampled_from([-1.0, 0.0, 12.25]),
+        where=st.sampled_from(CLAMP_WHERE),
     ),
     outlier=st.builds(
         OutlierView,

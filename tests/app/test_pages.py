@@ -38,7 +38,7 @@ def value(test: AppTest, label: str) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("page", ["start", "heads", "circuits", "recall", "outliers"])
+@pytest.mark.parametrize("page", ["start", "heads", "circuits", "recall", "features", "outliers"])
 def test_every_page_draws_on_every_family(visit, page, family):
     test = visit(page, family)
     assert not test.exception and not test.error and not test.warning
@@ -46,7 +46,7 @@ def test_every_page_draws_on_every_family(visit, page, family):
 
 def test_the_pages_are_those_of_the_folder():
     pages = {file.stem for file in (Path(MAIN).parent / "views").glob("*.py")} - {"__init__"}
-    assert pages == {"start", "heads", "circuits", "recall", "outliers"}
+    assert pages == {"start", "heads", "circuits", "recall", "features", "outliers"}
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -53,6 +53,27 @@ def test_sensitivity_names_the_worst_tensors_first():
     assert "the worst 3 of" in done.stdout and "rank correlation" in done.stdout
 
 
+def test_remedies_of_a_file_are_tried_in_its_order(model, halves, tmp_path):
+    (tmp_path / "plan.json").write_text(quant.remedies_to_json((quant.KeepFeatures(2), quant.Clip(99.9))))
+    done = run("remedy", "demo-gpt2", "--atlas", "4", "--plan", str(tmp_path / "plan.json"), "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    expected = quant.remedy(model, halves[0], [(quant.KeepFeatures(2), quant.Clip(99.9))], calibration=halves[1])
+    assert [row["remedy"] for row in rows] == ["none", "keep 2 features + clip at 99.9 %"]
+    assert rows[1]["kl"] == pytest.approx(expected.rows[1].evaluation.kl, rel=1e-5)
+
+
+def test_standard_remedies_fit_the_model_and_the_scheme(model, folders):
+    from interp.quant.remedies.standard import standard_remedies
+
+    plans, left_out = standard_remedies(model)
+    assert len(plans) > 8 and not left_out
+    dynamic, why = standard_remedies(model, "w8a8-token")
+    assert len(dynamic) < len(plans) and "static ranges" in why[0]
+    post, why = standard_remedies(load(folders["opt-postln"]))
+    assert len(post) < len(plans) and "post-norm" in why[0]
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
