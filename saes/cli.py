@@ -1,4 +1,4 @@
-"""`interp train`: sparse autoencoders and transcoders of a model, live or from a store. It parses, calls the library and shows."""
+"""`interp train`: sparse autoencoders, transcoders and crosscoders of a model, live or from a store. It parses, calls and shows."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from interp.store.documents import Documents
     from saes.coders import Coder
     from saes.config import Config
+    from saes.crosscoders import Block
 
 app = typer.Typer(
     name="train", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Train sparse dictionaries of a model: autoencoders of any site, transcoders of its MLPs.",
+    help="Train sparse dictionaries of a model: autoencoders of any site, transcoders of its MLPs, crosscoders of several sites.",
 )  # fmt: skip
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Bundled name, folder or hub name.")]
@@ -80,6 +81,47 @@ def sae(
         _train(loaded, configs, _Data(text, atlas, store), out, format, as_json)
 
 
+@app.command()
+def clt(
+    model: ModelName, out: Out, layers: Annotated[str, typer.Option(help="Neighbouring ones, such as 2,3,4; default: every layer.")] = "",
+    skip: Annotated[bool, typer.Option("--skip", help="Linear maps beside the features.")] = False,
+    text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: Kind = "topk", features: Features = 4096,
+    k: Active = 32, steps: Steps = 10_000, batch_size: Batch = 1024, lr: Rate = None, seed: Seed = 0,
+    format: Annotated[str, typer.Option(help="workbench or circuit-tracer.")] = "workbench", device: Device = "auto", as_json: Json = False,
+) -> None:  # fmt: skip
+    """A cross-layer transcoder: features of each layer's MLP input write to the outputs of this MLP and all later ones. -m and -k count
+    for one layer."""
+    with refusals():
+        from interp.models import load
+        from saes.config import Config
+        from saes.crosscoders import clt_blocks
+
+        loaded = load(model, device)
+        config = Config(kind, features, k, steps, batch_size, lr, seed, skip=skip)  # type: ignore[arg-type]
+        blocks = clt_blocks(loaded, _layers(layers, loaded.n_layers))
+        _train_blocks(loaded, blocks, config, _Data(text, atlas, store), out, "cross-layer-transcoder", format, as_json)
+
+
+@app.command()
+def crosscoder(
+    model: ModelName, out: Out, site: Annotated[list[str], typer.Option("--site", "-s", help="A site or pattern; may be repeated.")],
+    causal: Annotated[bool, typer.Option("--causal", help="A code of each site, for it and those after it.")] = False,
+    text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: Kind = "topk", features: Features = 4096,
+    k: Active = 32, steps: Steps = 10_000, batch_size: Batch = 1024, lr: Rate = None, seed: Seed = 0,
+    device: Device = "auto", as_json: Json = False,
+) -> None:  # fmt: skip
+    """A crosscoder: one code that reads several sites at once, such as "blocks.*.hook_resid_post", and reconstructs all of them."""
+    with refusals():
+        from interp.models import load
+        from saes.config import Config
+        from saes.crosscoders import crosscoder_blocks
+
+        loaded = load(model, device)
+        config = Config(kind, features, k, steps, batch_size, lr, seed)  # type: ignore[arg-type]
+        blocks = crosscoder_blocks([s.name for s in loaded.sites().expand(site)], causal)
+        _train_blocks(loaded, blocks, config, _Data(text, atlas, store), out, "crosscoder", "workbench", as_json)
+
+
 @dataclass(frozen=True)
 class _Data:
     """What was given to train on: exactly one."""
@@ -137,13 +179,47 @@ def _report(model: "Model", coders: "list[Coder]", folders: list[Path], prompts:
     found = [evaluate(model, coder, prompts) for coder in coders]
     rows: list[dict[str, Any]] = [{"folder": str(f), "site": e.target_site, **e.summary()} for f, e in zip(folders, found, strict=True)]
     if as_json:
-        write_json([{name: None if value != value else value for name, value in row.items()} for row in rows])
+        write_json([_plain(row) for row in rows])
         return
     columns = ("l0", "fvu", "ce_recovered", "kl", "dead_fraction")
     cells = [(row["site"], *(f"{row[c]:.3f}" for c in columns)) for row in rows]
     title = f"{len(rows)} coders of {model.name}, measured on {found[0].tokens} tokens of {what}"
     show(table(title, ("site", *columns), cells, right=columns))
     show("", f"Written: {folders[0].parent}")
+
+
+def _train_blocks(
+    model: "Model", blocks: "tuple[Block, ...]", config: "Config", data: _Data, out: Path, name: str, format: str, as_json: bool
+) -> None:  # fmt: skip
+    from saes.crosscoders import evaluate_crosscoder, train_crosscoder
+    from saes.formats.crosscoders import check_writable
+
+    check_writable(blocks, config.skip, format)
+    store, documents = data.read(model)
+    checkpoint = out / "checkpoint.safetensors"
+    out.mkdir(parents=True, exist_ok=True)
+    source, given = (store, None) if store is not None else (model, documents)
+    options: dict[str, Any] = {"progress": True, "metrics": out / "training.jsonl", "checkpoint": checkpoint}
+    found = train_crosscoder(source, blocks, config, given, **options)
+    folder = found.save(out / name, format)
+    checkpoint.unlink(missing_ok=True)
+    prompts, what = data.measured(model, documents)
+    measured = evaluate_crosscoder(model, found, prompts)
+    frame = measured.table().drop(columns=["model", "coder", "tokens"])
+    if as_json:
+        write_json({"folder": str(folder), **_plain(measured.summary()), "sites": [_plain(row) for row in frame.to_dict("records")]})
+        return
+    columns = ("block_l0", "l0", "fvu", "ce_recovered_alone", "dead_fraction")
+    cells = [(row["site"], *(f"{row[c]:.3f}" for c in columns)) for row in frame.to_dict("records")]
+    show(table(f"{found}, measured on {measured.tokens} tokens of {what}", ("site", *columns), cells, right=columns))
+    losses = f"CE {measured.ce_clean:.3f} -> {measured.ce_replaced:.3f} nats per token, {measured.ce_recovered:.3f} recovered"
+    show("", f"All sites replaced: {losses}, KL {measured.kl:.3f}; {measured.total_l0:.1f} active features per token in all.")
+    show("", f"Written: {folder}")
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """NaN as null, which JSON knows."""
+    return {name: None if value != value else value for name, value in values.items()}
 
 
 def _layers(text: str, n_layers: int) -> list[int] | None:

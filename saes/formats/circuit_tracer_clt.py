@@ -9,6 +9,7 @@ positions at which no feature is active. It knows no top-k, which is written as 
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from interp.safefiles import write_tensors, write_text
 from saes.coders import Coder
 from saes.config import Config
-from saes.crosscoders.blocks import Block
+from saes.crosscoders.blocks import Block, sites_read, sites_written
 from saes.crosscoders.crosscoder import Crosscoder
 from saes.formats.circuit_tracer import read_yaml
 from saes.formats.reading import average_threshold, tensors_of, whole_folder
@@ -28,18 +29,20 @@ SITE = re.compile(r"blocks\.(\d+)\.(.+)")
 
 def write(crosscoder: Crosscoder, path: Path) -> None:
     """ValueError for what is no cross-layer transcoder of all layers from 0, and for skip terms, which the format cannot hold."""
-    hooks = _hooks(crosscoder)
-    if any(coder.W_skip is not None for coder in crosscoder.coders):
-        raise ValueError("circuit-tracer's files of cross-layer transcoders hold no skip term; save with format='workbench'.")
-    if len(sizes := {coder.n_features for coder in crosscoder.coders}) > 1:
-        raise ValueError(f"circuit-tracer wants one size for all layers; given {sorted(sizes)}.")
+    names = hooks(crosscoder.blocks, any(coder.W_skip is not None for coder in crosscoder.coders))
+    for what, sizes in {
+        "size": [coder.n_features for coder in crosscoder.coders],
+        "width": crosscoder.split_sizes(crosscoder.writes),
+    }.items():
+        if len(set(sizes)) > 1:
+            raise ValueError(f"circuit-tracer wants one {what} for all layers; given {sizes}.")
+    d = crosscoder.widths[crosscoder.writes[0]]
     with whole_folder(path) as folder:
         for i, coder in enumerate(crosscoder.coders):
-            d = crosscoder.widths[crosscoder.blocks[i].writes[0]]
             own = {f"W_enc_{i}": coder.W_enc.T, f"b_enc_{i}": coder.b_enc, f"b_dec_{i}": coder.b_dec[:d]}
             write_tensors(folder / f"W_enc_{i}.safetensors", own | _threshold(coder, i))
             write_tensors(folder / f"W_dec_{i}.safetensors", {f"W_dec_{i}": coder.W_dec.unflatten(1, (-1, d))})
-        write_text(folder / "config.yaml", _yaml(crosscoder, hooks))
+        write_text(folder / "config.yaml", _yaml(crosscoder, names))
 
 
 def _threshold(coder: Coder, layer: int) -> dict[str, torch.Tensor]:
@@ -48,26 +51,26 @@ def _threshold(coder: Coder, layer: int) -> dict[str, torch.Tensor]:
     return {f"threshold_{layer}": threshold} if bool(threshold.any()) else {}
 
 
-def _hooks(crosscoder: Crosscoder) -> tuple[str, str]:
-    """Names of the sites read and written within a block of the model."""
-    n, outputs = len(crosscoder.blocks), crosscoder.writes
-    found = [SITE.fullmatch(site) for site in (*(block.reads[0] for block in crosscoder.blocks), *outputs)]
+def hooks(blocks: Sequence[Block], skip: bool) -> tuple[str, str]:
+    """Names of the sites read and written within a block of the model. ValueError for blocks that the format cannot hold."""
+    if skip:
+        raise ValueError("circuit-tracer's files of cross-layer transcoders hold no skip term; save with format='workbench'.")
+    n, outputs = len(blocks), sites_written(blocks)
+    found = [SITE.fullmatch(site) for site in (*(block.reads[0] for block in blocks), *outputs)]
     names = [match[2] for match in found if match]
     layers = [int(match[1]) for match in found if match]
-    as_wanted = all(len(b.reads) == 1 and b.writes == outputs[i:] for i, b in enumerate(crosscoder.blocks)) and len(outputs) == n
+    as_wanted = all(len(block.reads) == 1 and block.writes == outputs[i:] for i, block in enumerate(blocks)) and len(outputs) == n
     if not as_wanted or layers != [*range(n), *range(n)] or len(set(names[:n])) > 1 or len(set(names[n:])) > 1:
         raise ValueError(
             f"circuit-tracer takes cross-layer transcoders of all layers from 0, such as those of saes.clt_blocks(model); this one reads "
-            f"{', '.join(crosscoder.reads[:4])} and writes {', '.join(outputs[:4])}. Save it with format='workbench'."
+            f"{', '.join(sites_read(blocks)[:4])} and writes {', '.join(outputs[:4])}. Save it with format='workbench'."
         )
-    if len(widths := {crosscoder.widths[site] for site in outputs}) > 1:
-        raise ValueError(f"circuit-tracer wants one width for all layers; given {sorted(widths)}.")
     return names[0], names[n]
 
 
-def _yaml(crosscoder: Crosscoder, hooks: tuple[str, str]) -> str:
+def _yaml(crosscoder: Crosscoder, names: tuple[str, str]) -> str:
     lines: dict[str, Any] = {"model_name": crosscoder.info.get("model"), "model_kind": "cross_layer_transcoder"}
-    lines |= {"feature_input_hook": hooks[0], "feature_output_hook": hooks[1]}
+    lines |= {"feature_input_hook": names[0], "feature_output_hook": names[1]}
     if all(coder.threshold is None for coder in crosscoder.coders) and len({c.config.k for c in crosscoder.coders}) == 1:
         lines["interp_workbench_k"] = crosscoder.coders[0].config.k  # ours: a top-k is read back as one
     return "".join(f"{key}: {'null' if value is None else value}\n" for key, value in lines.items())

@@ -4,7 +4,7 @@ Own folder: `crosscoder.json` (blocks, widths, config and info of each coder) an
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from interp.safefiles import write_tensors, write_text
@@ -61,10 +61,17 @@ READERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Crosscoder]]] 
 }
 
 
-def save(crosscoder: Crosscoder, path: str | Path, format: str = "workbench") -> Path:
-    """Writes a crosscoder's folder in a format; what stands there is replaced as a whole."""
+def check_writable(blocks: Sequence[Block], skip: bool, format: str) -> None:
+    """ValueError if a crosscoder of these blocks cannot be written in the format: to be called before its training."""
     if format not in WRITERS:
         raise ValueError(f"No format {format!r} to write a crosscoder in: there are {', '.join(WRITERS)}.")
+    if format == "circuit-tracer":
+        circuit_tracer_clt.hooks(blocks, skip)
+
+
+def save(crosscoder: Crosscoder, path: str | Path, format: str = "workbench") -> Path:
+    """Writes a crosscoder's folder in a format; what stands there is replaced as a whole."""
+    check_writable(crosscoder.blocks, any(coder.W_skip is not None for coder in crosscoder.coders), format)
     WRITERS[format](crosscoder, Path(path))
     return Path(path)
 
