@@ -193,8 +193,7 @@ class QuantizedRun:
 
 def quantize(model: Model, scheme: Scheme, calibration: Prompts | None = None) -> QuantizedRun:
     """A quantized copy. `calibration`: prompts for static ranges; ValueError without, where the scheme needs them."""
-    if any(not p.is_floating_point() for p in model.hf.parameters()) or getattr(model.hf.config, "quantization_config", None):
-        raise ValueError(f"{model.name} is quantized already; fake quantization starts from floating-point weights.")
+    refuse_quantized(model)
     twin = Model(copy.deepcopy(model.hf), model.tokenizer, model.path)
     names = _activations(twin, scheme)
     static = bool(names) and scheme.activation_per == "tensor"
@@ -213,6 +212,11 @@ def quantize(model: Model, scheme: Scheme, calibration: Prompts | None = None) -
     for quantizer in quantizers.values():
         quantizer.frozen = True
     return run
+
+
+def refuse_quantized(model: Model) -> None:
+    if any(not p.is_floating_point() for p in model.hf.parameters()) or getattr(model.hf.config, "quantization_config", None):
+        raise ValueError(f"{model.name} is quantized already; fake quantization starts from floating-point weights.")
 
 
 def _batches(scheme: Scheme, calibration: Prompts) -> Iterator[tuple[Prompts, Bool[Tensor, "row pos"]]]:

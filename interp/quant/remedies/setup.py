@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 
 from interp.models import Model
 from interp.prompts import Prompts
+from interp.quant.quantized import refuse_quantized
 from interp.quant.schemes import Scheme
 
 
@@ -37,7 +38,8 @@ class Remedy(Protocol):
 
 
 def private_copy(model: Model) -> Model:
-    """A model with the same numbers whose weights may be changed."""
+    """A model with the same numbers whose weights may be changed. ValueError if they are quantized already."""
+    refuse_quantized(model)
     twin = Model(copy.deepcopy(model.hf), model.tokenizer, model.path)
     for parameter in twin.hf.parameters():
         parameter.requires_grad_(False)

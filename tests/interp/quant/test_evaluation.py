@@ -173,8 +173,9 @@ def test_what_cannot_be_quantized_is_said(load, call, said):
 def test_a_model_that_is_quantized_already_is_refused(folders):
     model = interp.load(folders["gpt2"])
     model.hf.config.quantization_config = {"bits": 8}
-    with pytest.raises(ValueError, match="quantized already"):
-        quant.evaluate(model, PROMPTS)
+    for call in (quant.evaluate, quant.smooth, lambda m, _: quant.rotate(m), lambda m, _: quant.remedy(m, PROMPTS, [])):
+        with pytest.raises(ValueError, match="quantized already"):
+            call(model, PROMPTS)
 
 
 def test_comparing_twice_gives_the_same_precision_twice(load):
