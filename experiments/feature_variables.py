@@ -54,13 +54,14 @@ SMOKE = {"documents": 200, "least": 5, "probe_steps": 20}
 
 
 def coders_of(config: Config, root: Path = ROOT) -> dict[str, list[saes.Coder]]:
-    """By role, layer after layer, from the run that trained them. FileNotFoundError if there is none."""
+    """By role, layer after layer, from the run that trained them; roles that it did not keep are left out. FileNotFoundError without it."""
     trained = next(c for c in demo_transcoders.MODELS if c.model == config.model)
     model = interp.load(config.model)
     run = run_folder("demo-transcoders", trained, model, root)
     if not (run / "done").is_file():
         raise FileNotFoundError(f"No run {run}: `python -m experiments.demo_transcoders --model {config.model}` makes it.")
-    return {role: [saes.load(demo_transcoders.coder_folder(run, role, i)) for i in range(model.n_layers)] for role in CODERS}
+    folders = {role: [demo_transcoders.coder_folder(run, role, i) for i in range(model.n_layers)] for role in CODERS}
+    return {role: [saes.load(folder) for folder in some] for role, some in folders.items() if some[0].is_dir()}
 
 
 def work(config: Config, model: interp.Model, run: Run) -> dict[str, Any]:
@@ -76,7 +77,8 @@ def work(config: Config, model: interp.Model, run: Run) -> dict[str, Any]:
     frame = pd.concat(frames, ignore_index=True).assign(model=config.model)
     run.table(frame)
     counts = {"documents": len(documents), "tokens": len(documents.ids), "variables": len(variables)}
-    return {"model": config.model, **counts, "groups": groups(frame), "kinds": kinds(frame), "best": best(frame)}
+    left_out = [role for role in CODERS if role not in set(frame["how"])]
+    return {"model": config.model, **counts, "left_out": left_out, "groups": groups(frame), "kinds": kinds(frame), "best": best(frame)}
 
 
 def detected(
@@ -84,9 +86,9 @@ def detected(
 ) -> Iterator[tuple[str, Any]]:
     """(how, the best feature of any layer for each variable); for the transcoder also with the level fixed at 0."""
     found = coders_of(config)
-    everything = [coder for role in CODERS for coder in found[role]]
+    everything = [coder for coders in found.values() for coder in coders]
     with features.recorded(model, everything, documents) as codes:
-        for i, role in enumerate(CODERS):
+        for i, role in enumerate(found):
             layers = range(i * model.n_layers, (i + 1) * model.n_layers)
             by_layer = [features.detect(codes.matrix(c), variables, here, there).table() for c in layers]
             yield role, best_layer(by_layer)
