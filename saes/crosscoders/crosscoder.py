@@ -110,6 +110,12 @@ class Crosscoder:
         """What blocks write, by site."""
         return add_up(self.blocks, self.widths, outputs)
 
+    def to(self, device: "torch.device | str") -> "Crosscoder":
+        """Moves the coders, as `torch.nn.Module.to` does, and gives the crosscoder back."""
+        for coder in self.coders:
+            coder.to(device)
+        return self
+
     def save(self, path: str | Path, format: str = "workbench") -> Path:
         """Writes a folder: format "workbench", or "circuit-tracer" for a cross-layer transcoder of all layers."""
         from saes.formats.crosscoders import save

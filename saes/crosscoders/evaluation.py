@@ -209,7 +209,8 @@ def _controls(model: Model, crosscoder: Crosscoder, prompts: Prompts, rows: int)
     memory = Memory({site: torch.cat([part[site] for part in found]).cpu() for site in sites})
     config = crosscoder.coders[0].config
     n = len(memory.tensors[sites[0]])
-    return crosscoder_controls(memory, crosscoder.blocks, replace(config, batch_size=min(config.batch_size, n)))
+    trained = crosscoder_controls(memory, crosscoder.blocks, replace(config, batch_size=min(config.batch_size, n)))
+    return {name: each.to(crosscoder.coders[0].W_dec.device) for name, each in trained.items()}
 
 
 def _share(part: float, whole: float) -> float:

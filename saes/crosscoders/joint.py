@@ -3,7 +3,7 @@
     loss = sum over sites of |y_s - y^_s|^2 / variance_s  +  sum over blocks of sparsity penalty and AuxK
 
 Rows are centred and scaled site by site. The rows of a block's concatenated decoder have norm 1, so its penalties on codes are those on
-codes times that norm, whatever a feature's scale (Ameisen et al. 2025, section 3.1). AuxK lets a block's dead features reconstruct what
+codes times that norm, whatever a feature's scale (as in Ameisen et al. 2025). AuxK lets a block's dead features reconstruct what
 remains at all sites that they write to. A site's bias is trained once, by the last block that writes it.
 """
 

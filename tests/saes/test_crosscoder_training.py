@@ -10,6 +10,7 @@ from saes import Block, Config
 from saes.crosscoders.joint import Joint
 from saes.ground_truth import cosine, hungarian
 from saes.sparse import Codes
+from saes.sparsity.jumprelu import jumprelu, step
 from tests.tiny import random_ids
 
 DOUBLE = torch.float64
@@ -44,6 +45,10 @@ def dense_loss(joint: Joint, data: dict[str, torch.Tensor], aux: bool) -> torch.
         if joint.config.kind == "relu":
             z = pre.relu()
             loss = loss + trainer.penalty * z.sum(1).mean()
+        elif joint.config.kind == "jumprelu":
+            threshold, width = trainer.parameters["rule.log_threshold"].exp(), joint.config.details.bandwidth
+            z = jumprelu(pre, threshold, width)
+            loss = loss + trainer.penalty * 1 / (0.1 * joint.config.steps) * (step(pre, threshold, width).sum(1).mean() / k - 1).square()
         elif joint.config.kind == "topk":
             z = pre.relu() * torch.zeros_like(pre).scatter(1, pre.topk(k).indices, 1.0)
         else:
@@ -70,7 +75,7 @@ def dense_loss(joint: Joint, data: dict[str, torch.Tensor], aux: bool) -> torch.
     return loss
 
 
-@pytest.mark.parametrize("kind", ["topk", "batchtopk", "relu"])
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "relu", "jumprelu"])
 @pytest.mark.parametrize("blocks", [CHAIN, saes.crosscoder_blocks(["a", "b", "v"]), saes.crosscoder_blocks(["u", "v", "w"], causal=True)])
 def test_the_loss_and_all_gradients_are_those_of_dense_autograd(kind, blocks):
     data = rows()
@@ -98,13 +103,29 @@ def test_no_dense_codes_are_made_where_codes_are_sparse():
     assert all(isinstance(outcome.codes, Codes) and len(outcome.codes.values) == 300 * BASE.k for outcome in done.outcomes)
 
 
-def test_penalties_do_not_change_when_a_feature_is_made_larger_and_its_decoder_smaller():
-    """Codes are penalised times the norm of their concatenated decoder: that norm stays 1."""
+def test_penalties_weigh_a_code_by_the_norm_of_its_concatenated_decoder():
+    """A penalty that is told the norms sees no difference between a code and one twice as large whose decoders are half as long."""
     joint = Joint(CHAIN, BASE.but(kind="relu"), rows())
     for _ in range(3):
         joint.step(rows(64))
-    for trainer in joint.trainers.values():
-        assert torch.allclose(trainer.weights.W_dec.norm(dim=1), torch.ones(20, dtype=DOUBLE))
+    batch = {site: joint.scalings[site].apply(x) for site, x in rows(64).items()}
+    for trainer, outcome in zip(joint.trainers.values(), joint.forward(batch).outcomes, strict=True):
+        assert isinstance(outcome.codes, torch.Tensor) and outcome.penalty is not None
+        size = torch.rand(20, dtype=DOUBLE) + 0.5
+        weighed = ((outcome.codes * size) * (trainer.weights.W_dec / size[:, None]).norm(dim=1)).sum(1).mean()
+        assert torch.allclose(outcome.penalty, weighed)
+
+
+def test_dead_features_start_again_towards_what_all_their_sites_miss():
+    joint = Joint(CHAIN, BASE.but(resample_every=2, dead_after=10), rows())
+    with torch.no_grad():
+        joint.trainers["block 0"].weights.b_enc[:5] = -100
+    joint.step(rows(64))
+    joint.step(rows(64))
+    weights = joint.trainers["block 0"].weights
+    assert bool((weights.b_enc[:5] == 0).all()) and torch.allclose(weights.W_dec.norm(dim=1), torch.ones(20, dtype=DOUBLE))
+    parts = weights.W_dec[:5].split([WIDTHS[site] for site in CHAIN[0].writes], 1)
+    assert all(bool((part.norm(dim=1) > 0.01).all()) for part in parts)
 
 
 def test_a_site_has_one_bias():
@@ -120,6 +141,7 @@ def test_one_block_from_one_site_to_another_is_the_transcoder(kind, skip):
     config = BASE.but(kind=kind, skip=skip)
     crosscoder = saes.train_crosscoder(Memory(data), [Block(("a",), ("v",))], config)
     coder = saes.train(Memory(data), config.but(input_site="a", target_site="v"))
+    assert isinstance(coder, saes.Coder)
     for name, tensor in crosscoder.coders[0].state_dict().items():
         assert torch.allclose(tensor, coder.state_dict()[name], rtol=1e-5, atol=1e-6), name
 
@@ -128,6 +150,7 @@ def test_one_block_of_one_site_is_the_autoencoder():
     data = {site: x.float() for site, x in rows().items()}
     crosscoder = saes.train_crosscoder(Memory(data), [Block(("a",), ("a",))], BASE)
     coder = saes.train(Memory(data), BASE.but(input_site="a"))
+    assert isinstance(coder, saes.Coder)
     assert torch.allclose(crosscoder({"a": data["a"]})["a"], coder(data["a"]), rtol=1e-4, atol=1e-5)
     assert not crosscoder.coders[0].transcoder
 
