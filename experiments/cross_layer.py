@@ -33,10 +33,10 @@ class Config:
     """What is trained on which model."""
 
     model: str = "demo-gpt2"
-    coder: saes.Config = saes.Config(n_features=512, k=16, steps=400, batch_size=512, dead_after=50_000)
+    coder: saes.Config = saes.Config(n_features=512, k=16, steps=300, batch_size=512, dead_after=50_000)
     """Of each layer; the crosscoder has as many features and active ones in all."""
-    documents: int = 6000
-    measured: int = 192
+    documents: int = 3000
+    measured: int = 128
     """Documents to measure on."""
     first_pool: int = 1000
     last_pool: int = 2000
