@@ -20,7 +20,7 @@ from interp.engine import hooked
 from interp.engine.anatomy import Anatomy
 from interp.models import Model
 from interp.prompts import Prompts
-from interp.quant.measures import massive, outliers
+from interp.quant.measures import MASSIVE_ABSOLUTE, massive, outliers
 from interp.quant.rounded_weights import give_products, round_weights
 from interp.quant.rounding import fake_quant, find_range, round_to_grid
 from interp.quant.schemes import ACTIVATIONS, NORMS, Scheme
@@ -64,8 +64,9 @@ class Quantizer:
         six standard deviations)."""
         if self.kept is not None:
             x, xq = x[:, ~self.kept], xq[:, ~self.kept]
-        noise, apart = (x - xq).double(), massive(x)
-        bulk = ~(apart if bool(apart.any()) else outliers(x))
+        noise = (x - xq).double()
+        apart = massive(x) if float(x.abs().max()) > MASSIVE_ABSOLUTE else None
+        bulk = ~(apart if apart is not None and bool(apart.any()) else outliers(x))
         for name, part in (("", slice(None)), ("bulk_", bulk)):
             self.sums[f"{name}signal"] += float(x[part].double().square().sum())
             self.sums[f"{name}noise"] += float(noise[part].square().sum())

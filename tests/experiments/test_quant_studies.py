@@ -25,7 +25,7 @@ def test_documents_to_fit_on_and_to_measure_on_are_different_and_always_the_same
     assert torch.equal(measured.ids, quant_remedies.documents(40).ids) and measured.width <= 128
 
 
-@pytest.mark.parametrize("scheme", Config().schemes)
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-token"])
 def test_every_plan_goes_with_its_scheme(scheme, model):
     for plan in quant_remedies.plans(scheme, whole=True):
         assert quant.remedies_from_json(quant.remedies_to_json(plan))

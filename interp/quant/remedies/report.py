@@ -181,15 +181,18 @@ def remedy(
     rows = []
     with reporting(progress, "remedies") as report:
         for i, plan in enumerate(plans):
-            rows.append(_row(model, plan, Setup(model, chosen, fitted), measured))
+            rows.append(_row(model, plan, Setup(model, chosen, fitted), measured, rows[0] if rows else None))
             report(i + 1, len(plans))
     return RemedyReport(model.name, chosen, tuple(rows), len(fitted), len(measured), int((measured.lengths - 1).sum()), left_out)
 
 
-def _row(model: Model, plan: RemedyPlan, setup: Setup, prompts: Prompts) -> RemedyRow:
+def _row(model: Model, plan: RemedyPlan, setup: Setup, prompts: Prompts, first: RemedyRow | None) -> RemedyRow:
+    """One plan measured; `first`, the row without remedies, has what is the same while the model is."""
     ready = apply_plan(plan, setup)
     run = quantize(ready.model, ready.scheme, ready.calibration)
     found = evaluate_run(model, run, prompts, f"{len(ready.calibration)} other prompts")
+    if first is not None and ready.model is model:
+        return RemedyRow(plan, found, found.loss, 0.0, first.inf_norm, first.kurtosis, ready.notes)
     loss, kl = found.loss, 0.0
     if ready.model is not model:
         _, totals = compare(model, quantize(ready.model, NOTHING), prompts)
