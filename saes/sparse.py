@@ -155,6 +155,14 @@ def transposed_gather(values: Float[Tensor, " pair"], pattern: Pattern, rows: Fl
     return gather(values[order], flipped, rows)
 
 
+def column_sums(values: Float[Tensor, " pair"], pattern: Pattern) -> Float[Tensor, " n_features"]:
+    """For each feature, the sum of its values. No gradient."""
+    values = values.detach()
+    if kernels.serve(values):  # index_add_ has atomics on CUDA: sums would differ from run to run
+        return transposed_gather(values, pattern, values.new_ones(len(pattern.offsets), 1)).squeeze(1)
+    return values.new_zeros(pattern.n_features).index_add_(0, pattern.columns, values)
+
+
 def dots(left: Float[Tensor, "row d"], right: Float[Tensor, "n d"], pattern: Pattern) -> Float[Tensor, " pair"]:
     """left[row] . right[column] at each pair of the pattern. No gradient."""
     if kernels.serve(left, right):
@@ -198,5 +206,5 @@ class _Encode(torch.autograd.Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         to_x = gather(grad, ctx.pattern, weight.t().contiguous()) if wants_x else None
         to_weight = transposed_gather(grad, ctx.pattern, x).t() if wants_weight else None
-        to_bias = grad.new_zeros(weight.shape[1]).index_add_(0, ctx.pattern.columns, grad) if wants_bias else None
+        to_bias = column_sums(grad, ctx.pattern) if wants_bias else None
         return to_x, to_weight, to_bias, None, None

@@ -79,6 +79,7 @@ def test_the_three_products_are_the_dense_ones(device, dtype, d, density, index,
     codes = matrix(values, pattern)
     close(pairs.gather(values, pattern, weight), codes @ weight.double(), dtype)
     close(pairs.transposed_gather(values, pattern, rows), codes.T @ rows.double(), dtype)
+    close(sparse.column_sums(values, pattern), codes.sum(0), dtype)
     all_dots = rows.double() @ weight.double().T
     close(pairs.dots(rows, weight, pattern), all_dots[pattern.rows.long(), pattern.columns.long()], dtype)
 
@@ -137,12 +138,12 @@ def test_gradients_through_the_kernels_match_finite_differences(device):
     assert torch.autograd.gradcheck(lambda v, w: sparse.decode(v, pattern, w), (values.requires_grad_(), weight.requires_grad_()))
 
 
-@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("k", [1, 5])
 def test_encoding_and_its_gradients_are_those_of_pure_torch(device, k):
     g = torch.Generator().manual_seed(k)
-    x, weight, bias = (torch.randn(*s, generator=g).to(device).requires_grad_() for s in ((6, 21), (21, 150), (150,)))
-    assert encoder.candidates_per_tile(k, 150) is not None
-    upstream = torch.randn(6, 150, generator=g).to(device)
+    x, weight, bias = (torch.randn(*s, generator=g).to(device).requires_grad_() for s in ((6, 21), (21, 131), (131,)))
+    assert encoder.candidates_per_tile(k, 131) is not None
+    upstream = torch.randn(6, 131, generator=g).to(device)
 
     def codes_and_gradients():
         codes = sparse.encode_topk(x, weight, bias, k).dense()

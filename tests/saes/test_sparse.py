@@ -87,5 +87,6 @@ def test_float32_products_agree_with_float64_ones():
     assert torch.allclose(sparse.decode(values.float(), pattern, weight.float()).double(), exact, atol=1e-5)
     left = torch.randn(40, 32, dtype=torch.float64)
     assert torch.allclose(sparse.dots(left.float(), weight.float(), pattern).double(), sparse.dots(left, weight, pattern), atol=1e-4)
+    assert torch.allclose(sparse.column_sums(values, pattern), Codes(values, pattern).dense().sum(0), atol=1e-12)
     slow = (left[pattern.rows] * weight[pattern.columns]).sum(1)
     assert torch.allclose(sparse.dots(left, weight, pattern), slow, atol=1e-12)
