@@ -23,11 +23,12 @@ app = typer.Typer(
 )  # fmt: skip
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Bundled name, folder or hub name.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that gets one coder per site, training.jsonl and the checkpoint.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder that gets the coders' folders, training.jsonl and the checkpoint.")]
 Text = Annotated[Path | None, typer.Option("--text", help="Train on texts: a file of lines, .jsonl or .parquet.")]
 Atlas = Annotated[int | None, typer.Option("--atlas", min=1, help="Train on so many documents of the demo models' corpus.")]
 StoreDir = Annotated[Path | None, typer.Option("--store", help="Train on what `interp harvest` stored.")]
 Kind = Annotated[str, typer.Option(help="topk, batchtopk, jumprelu, relu, gated, matryoshka.")]
+JointKind = Annotated[str, typer.Option("--kind", help="topk, batchtopk, jumprelu, relu.")]
 Features = Annotated[int, typer.Option("--features", "-m", min=1, help="Size of the dictionary.")]
 Active = Annotated[int, typer.Option("-k", min=1, help="Active features per token.")]
 Steps = Annotated[int, typer.Option(min=0)]
@@ -35,6 +36,7 @@ Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Tokens of a ste
 Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate (default: by the dictionary's size).")]
 Seed = Annotated[int, typer.Option()]
 Format = Annotated[str, typer.Option(help="workbench, saelens or circuit-tracer.")]
+Log = Annotated[str | None, typer.Option("--log", help="Metrics also to tensorboard:DIR or wandb:PROJECT.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Json = Annotated[bool, typer.Option("--json", help="Pure JSON on standard output, for scripts.")]
 
@@ -49,7 +51,7 @@ def transcoder(
     skip: Annotated[bool, typer.Option("--skip", help="A linear map beside the features.")] = False,
     text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: Kind = "topk", features: Features = 4096,
     k: Active = 32, steps: Steps = 10_000, batch_size: Batch = 1024, lr: Rate = None, seed: Seed = 0,
-    format: Format = "workbench", device: Device = "auto", as_json: Json = False,
+    format: Format = "workbench", log: Log = None, device: Device = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Transcoders of MLPs, all trained from one forward of the model: normalised input in, what the MLP adds to the stream out."""
     with refusals():
@@ -60,7 +62,7 @@ def transcoder(
         loaded = load(model, device)
         base = Config(kind, features, k, steps, batch_size, lr, seed, skip=skip)  # type: ignore[arg-type]
         configs = mlp_transcoders(loaded, base, _layers(layers, loaded.n_layers))
-        _train(loaded, configs, _Data(text, atlas, store), out, format, as_json)
+        _train(loaded, configs, _Data(text, atlas, store), out, format, as_json, log)
 
 
 @app.command()
@@ -68,7 +70,7 @@ def sae(
     model: ModelName, out: Out, site: Annotated[list[str], typer.Option("--site", "-s", help="A site or pattern; may be repeated.")],
     text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: Kind = "topk", features: Features = 4096,
     k: Active = 32, steps: Steps = 10_000, batch_size: Batch = 1024, lr: Rate = None, seed: Seed = 0,
-    format: Format = "workbench", device: Device = "auto", as_json: Json = False,
+    format: Format = "workbench", log: Log = None, device: Device = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Autoencoders of sites such as "blocks.*.hook_resid_post", all trained from one forward of the model."""
     with refusals():
@@ -78,19 +80,18 @@ def sae(
         loaded = load(model, device)
         base = Config(kind, features, k, steps, batch_size, lr, seed)  # type: ignore[arg-type]
         configs = [replace(base, input_site=s.name) for s in loaded.sites().expand(site)]
-        _train(loaded, configs, _Data(text, atlas, store), out, format, as_json)
+        _train(loaded, configs, _Data(text, atlas, store), out, format, as_json, log)
 
 
 @app.command()
 def clt(
     model: ModelName, out: Out, layers: Annotated[str, typer.Option(help="Neighbouring ones, such as 2,3,4; default: every layer.")] = "",
     skip: Annotated[bool, typer.Option("--skip", help="Linear maps beside the features.")] = False,
-    text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: Kind = "topk", features: Features = 4096,
+    text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: JointKind = "topk", features: Features = 4096,
     k: Active = 32, steps: Steps = 10_000, batch_size: Batch = 1024, lr: Rate = None, seed: Seed = 0,
     format: Annotated[str, typer.Option(help="workbench or circuit-tracer.")] = "workbench", device: Device = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
-    """A cross-layer transcoder: features of each layer's MLP input write to the outputs of this MLP and all later ones. -m and -k count
-    for one layer."""
+    """A cross-layer transcoder: features of each layer's MLP input write to this MLP's output and all later ones. -m and -k: of one layer."""
     with refusals():
         from interp.models import load
         from saes.config import Config
@@ -106,7 +107,7 @@ def clt(
 def crosscoder(
     model: ModelName, out: Out, site: Annotated[list[str], typer.Option("--site", "-s", help="A site or pattern; may be repeated.")],
     causal: Annotated[bool, typer.Option("--causal", help="A code of each site, for it and those after it.")] = False,
-    text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: Kind = "topk", features: Features = 4096,
+    text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: JointKind = "topk", features: Features = 4096,
     k: Active = 32, steps: Steps = 10_000, batch_size: Batch = 1024, lr: Rate = None, seed: Seed = 0,
     device: Device = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -120,6 +121,23 @@ def crosscoder(
         config = Config(kind, features, k, steps, batch_size, lr, seed)  # type: ignore[arg-type]
         blocks = crosscoder_blocks([s.name for s in loaded.sites().expand(site)], causal)
         _train_blocks(loaded, blocks, config, _Data(text, atlas, store), out, "crosscoder", "workbench", as_json)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A .pt of transcoder_circuits, dictionary_learning or OpenAI's sparse_autoencoder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that gets the coder.")],
+    format: Format = "workbench",
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="Take an OpenAI top-k coder as one of rows that are normalised.")
+    ] = False,
+) -> None:
+    """A pickled coder made into safetensors, once; nothing of the file is run."""
+    with refusals():
+        from saes.formats.pickled import convert as convert_file
+
+        coder = convert_file(file, out, format, normalized=normalized)
+        show("", f"Written: {out} ({coder.extra_repr()})")
 
 
 @dataclass(frozen=True)
@@ -155,16 +173,18 @@ class _Data:
         return documents.prompts(range(first, len(documents))), "documents that were trained on"
 
 
-def _train(model: "Model", configs: "list[Config]", data: _Data, out: Path, format: str, as_json: bool) -> None:
+def _train(model: "Model", configs: "list[Config]", data: _Data, out: Path, format: str, as_json: bool, where: str | None) -> None:
     from saes.formats import WRITERS
+    from saes.loggers import logger
     from saes.training import train
 
     if format not in WRITERS:  # said before hours of training, not after
         raise ValueError(f"No format {format!r} to write: there are {', '.join(WRITERS)}.")
+    metrics = (out / "training.jsonl", *((logger(where),) if where else ()))
     store, documents = data.read(model)
     checkpoint = out / "checkpoint.safetensors"
     out.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"progress": True, "metrics": out / "training.jsonl", "checkpoint": checkpoint}
+    options: dict[str, Any] = {"progress": True, "metrics": metrics, "checkpoint": checkpoint}
     coders = train(store, configs, **options) if store is not None else train(model, configs, documents, **options)
     assert isinstance(coders, list)
     folders = [coder.save(out / str(coder.target_site), format) for coder in coders]

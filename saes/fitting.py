@@ -23,6 +23,8 @@ SAMPLE = 4096
 """Rows that set thresholds."""
 EVERY = 100
 """Steps between two metrics."""
+Sink = str | Path | Callable[[dict[str, Any]], Any]
+"""Where metrics go: a JSONL file, or a function that is given them."""
 
 
 def fit(
@@ -31,14 +33,14 @@ def fit(
     config: Config | None = None,
     *,
     progress: Report | bool | None = None,
-    metrics: str | Path | Callable[[dict[str, Any]], Any] | None = None,
+    metrics: Sink | tuple[Sink, ...] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
 ) -> Coder:
     """Trains a coder on rows x, or a transcoder from x to rows y.
 
     progress    True for a bar, or a function of steps done and steps in all
-    metrics     a JSONL file, or a function that is given the metrics of every 100th step and of the last
+    metrics     a JSONL file, or a function that is given the metrics of every 100th step and of the last (`saes.loggers`), or several
     checkpoint  a file that holds the state every `checkpoint_every` steps; if it is there, training goes on from it,
                 and ends with the same bits as one that was never interrupted (on one CPU), its JSONL file included
 
@@ -104,8 +106,11 @@ def _order(n: int, seed: int, epoch: int) -> Tensor:
     return _permutations["last"][1]
 
 
-def log(metrics: str | Path | Callable[[dict[str, Any]], Any] | None, values: dict[str, Any]) -> None:
-    if callable(metrics):
+def log(metrics: Sink | tuple[Sink, ...] | None, values: dict[str, Any]) -> None:
+    if isinstance(metrics, tuple):
+        for each in metrics:
+            log(each, values)
+    elif callable(metrics):
         metrics(values)
     elif metrics is not None:
         path = Path(metrics)
@@ -114,12 +119,16 @@ def log(metrics: str | Path | Callable[[dict[str, Any]], Any] | None, values: di
             stream.write(json.dumps(values) + "\n")
 
 
-def rewind(metrics: str | Path | Callable[[dict[str, Any]], Any] | None, step: int) -> None:
+def rewind(metrics: Sink | tuple[Sink, ...] | None, step: int) -> None:
     """Cuts from a JSONL file what an interrupted training logged after `step`, from where it goes on: no step stands there twice.
 
     Only for a training with a checkpoint, whose file is its own. A line that was cut short by the interruption goes as well.
     ValueError for a file that is no such log.
     """
+    if isinstance(metrics, tuple):
+        for each in metrics:
+            rewind(each, step)
+        return
     if metrics is None or callable(metrics) or not (path := Path(metrics)).is_file():
         return
     lines = path.read_text().splitlines(keepends=True)

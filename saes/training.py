@@ -15,7 +15,7 @@ from interp.store import Batches, Live, Memory, Store
 from saes import checkpoints
 from saes.coders import Coder
 from saes.config import Config
-from saes.fitting import EVERY, SAMPLE, log, rewind
+from saes.fitting import EVERY, SAMPLE, Sink, log, rewind
 from saes.trainer import Metrics, Trainer
 from saes.weights import ROWS, Scaling
 
@@ -30,7 +30,7 @@ def train(
     drop_bos: bool = False,
     context: int | None = None,
     progress: Report | bool | None = None,
-    metrics: str | Path | Callable[[dict[str, Any]], Any] | None = None,
+    metrics: Sink | tuple[Sink, ...] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
 ) -> "Coder | list[Coder]":
@@ -77,7 +77,7 @@ def run(
     *,
     device: torch.device | None = None,
     progress: Report | bool | None = None,
-    metrics: str | Path | Callable[[dict[str, Any]], Any] | None = None,
+    metrics: Sink | tuple[Sink, ...] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
 ) -> Team:

@@ -249,3 +249,15 @@ def test_one_file_of_the_hub_comes_with_the_descriptions_beside_it():
     names = ["l/params.npz", "l/other.npz", "l/cfg.json", "l/deep/cfg.json", "cfg.json"]
     allowed, ignored = hub.patterns("l/params.npz")
     assert sorted(filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=ignored)) == ["l/cfg.json", "l/params.npz"]
+
+
+def test_the_command_line_converts_and_refuses_in_one_line(tmp_path):
+    from typer.testing import CliRunner
+
+    from saes.cli import app
+
+    torch.save(LINEAR | {"encoder.bias": P["b_enc"], "bias": P["b_dec"]}, tmp_path / "ae.pt")
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "ae.pt"), "--out", str(tmp_path / "out")], env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "Written:" in done.output and saes.load(tmp_path / "out").n_features == 10
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "no.pt"), "--out", str(tmp_path / "out")], env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and "No file" in done.output and len(done.output.strip().splitlines()) == 1
