@@ -89,9 +89,10 @@ def clt(
     skip: Annotated[bool, typer.Option("--skip", help="Linear maps beside the features.")] = False,
     text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: JointKind = "topk", features: Features = 4096,
     k: Active = 32, steps: Steps = 10_000, batch_size: Batch = 1024, lr: Rate = None, seed: Seed = 0,
-    format: Annotated[str, typer.Option(help="workbench or circuit-tracer.")] = "workbench", device: Device = "auto", as_json: Json = False,
+    format: Annotated[str, typer.Option(help="workbench or circuit-tracer.")] = "workbench", log: Log = None, device: Device = "auto",
+    as_json: Json = False,
 ) -> None:  # fmt: skip
-    """A cross-layer transcoder: features of each layer's MLP input write to this MLP's output and all later ones. -m and -k: of one layer."""
+    """A cross-layer transcoder: features of each layer's MLP input write to its output and all later ones. -m and -k: of a layer."""
     with refusals():
         from interp.models import load
         from saes.config import Config
@@ -100,7 +101,7 @@ def clt(
         loaded = load(model, device)
         config = Config(kind, features, k, steps, batch_size, lr, seed, skip=skip)  # type: ignore[arg-type]
         blocks = clt_blocks(loaded, _layers(layers, loaded.n_layers))
-        _train_blocks(loaded, blocks, config, _Data(text, atlas, store), out, "cross-layer-transcoder", format, as_json)
+        _train_blocks(loaded, blocks, config, _Data(text, atlas, store), out, "cross-layer-transcoder", format, as_json, log)
 
 
 @app.command()
@@ -109,7 +110,7 @@ def crosscoder(
     causal: Annotated[bool, typer.Option("--causal", help="A code of each site, for it and those after it.")] = False,
     text: Text = None, atlas: Atlas = None, store: StoreDir = None, kind: JointKind = "topk", features: Features = 4096,
     k: Active = 32, steps: Steps = 10_000, batch_size: Batch = 1024, lr: Rate = None, seed: Seed = 0,
-    device: Device = "auto", as_json: Json = False,
+    log: Log = None, device: Device = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """A crosscoder: one code that reads several sites at once, such as "blocks.*.hook_resid_post", and reconstructs all of them."""
     with refusals():
@@ -120,7 +121,7 @@ def crosscoder(
         loaded = load(model, device)
         config = Config(kind, features, k, steps, batch_size, lr, seed)  # type: ignore[arg-type]
         blocks = crosscoder_blocks([s.name for s in loaded.sites().expand(site)], causal)
-        _train_blocks(loaded, blocks, config, _Data(text, atlas, store), out, "crosscoder", "workbench", as_json)
+        _train_blocks(loaded, blocks, config, _Data(text, atlas, store), out, "crosscoder", "workbench", as_json, log)
 
 
 @app.command()
@@ -209,17 +210,20 @@ def _report(model: "Model", coders: "list[Coder]", folders: list[Path], prompts:
 
 
 def _train_blocks(
-    model: "Model", blocks: "tuple[Block, ...]", config: "Config", data: _Data, out: Path, name: str, format: str, as_json: bool
+    model: "Model", blocks: "tuple[Block, ...]", config: "Config", data: _Data, out: Path, name: str, format: str, as_json: bool,
+    where: str | None,
 ) -> None:  # fmt: skip
     from saes.crosscoders import evaluate_crosscoder, train_crosscoder
     from saes.formats.crosscoders import check_writable
+    from saes.loggers import logger
 
     check_writable(blocks, config.skip, format)
+    metrics = (out / "training.jsonl", *((logger(where),) if where else ()))
     store, documents = data.read(model)
     checkpoint = out / "checkpoint.safetensors"
     out.mkdir(parents=True, exist_ok=True)
     source, given = (store, None) if store is not None else (model, documents)
-    options: dict[str, Any] = {"progress": True, "metrics": out / "training.jsonl", "checkpoint": checkpoint}
+    options: dict[str, Any] = {"progress": True, "metrics": metrics, "checkpoint": checkpoint}
     found = train_crosscoder(source, blocks, config, given, **options)
     folder = found.save(out / name, format)
     checkpoint.unlink(missing_ok=True)
