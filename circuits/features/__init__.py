@@ -3,7 +3,7 @@
 Dunefsky, Chlenski and Nanda 2024, "Transcoders Find Interpretable LLM Feature Circuits", arXiv 2406.11944.
 """
 
-from circuits.features.backward import Readouts, edges, feature_readouts, logit_readouts
+from circuits.features.backward import Readouts, direction_readouts, edges, feature_readouts, logit_readouts
 from circuits.features.building import Feature, feature_graph
 from circuits.features.decomposition import Decomposition, decompose, expand
 from circuits.features.graph import FeatureGraph, Node
@@ -13,6 +13,6 @@ from circuits.features.weights import Connections, Overlap, connections, deembed
 
 __all__ = [
     "Connections", "Decomposition", "Feature", "FeatureGraph", "FeaturePaths", "LocalReplacement", "Node", "Overlap", "Readouts",
-    "connections", "decompose", "deembedding", "edges", "expand", "feature_graph", "feature_paths", "feature_readouts",
-    "local_replacement", "logit_effects", "logit_readouts", "overlap", "virtual_weights",
+    "connections", "decompose", "deembedding", "direction_readouts", "edges", "expand", "feature_graph", "feature_paths",
+    "feature_readouts", "local_replacement", "logit_effects", "logit_readouts", "overlap", "virtual_weights",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ class Feature(NamedTuple):
     feature: int
 
 
-Target = None | int | Sequence[int] | tuple[int, int] | Feature
+Target = None | int | Sequence[int] | tuple[int, int] | Feature | Readouts
 Labels = Mapping[tuple[int, int], str]
 
 
@@ -47,7 +47,8 @@ def feature_graph(
 
     prompt     one prompt, or its local replacement (then without coders), so that several targets share a run
     target     None: the likeliest next tokens; a token id or several; a tuple (correct, incorrect): their logit difference; Feature(...).
-               Logits are taken from the mean over the vocabulary: what moves all alike changes no probability
+               Logits are taken from the mean over the vocabulary: what moves all alike changes no probability. Or Readouts of your own,
+               such as `direction_readouts` of a mean over many tokens
     pos        where logits are read
     max_nodes  features to trace. Of more active ones those with the most influence are chosen, in four rounds; what the others bring
                stands in the node "unexpanded"
@@ -74,6 +75,8 @@ def _replacement(model: Model, prompt: "Prompts | str | LocalReplacement", coder
 
 def _targets(run: LocalReplacement, target: Target, pos: int) -> tuple[Readouts, list[Node], Tensor]:
     """What is asked for: readouts, their nodes, the weights that influence starts from."""
+    if isinstance(target, Readouts):
+        return target, _direction_nodes(target), run.stream.new_full((len(target),), 1 / max(1, len(target)))
     if isinstance(target, Feature):
         return _feature_target(run, target)
     model, where = run.model, positions(run.prompts, pos).to(run.stream.device)
@@ -119,6 +122,14 @@ def _logit_nodes(run: LocalReplacement, tokens: Tensor, minus: Tensor | None, po
     return [
         Node(f"logit.{pos}.{own}", "logit", len(run.layers), pos, token, value, name, True)
         for own, token, value, name in zip(ids, tokens.tolist(), values.tolist(), named, strict=True)
+    ]
+
+
+def _direction_nodes(target: Readouts) -> list[Node]:
+    each = zip(target.point.tolist(), target.pos.tolist(), target.values.tolist(), strict=True)
+    return [
+        Node(f"reading.{pos}.{i}", "logit", point // 2, pos, None, value, f"reading {i}", True)
+        for i, (point, pos, value) in enumerate(each)
     ]
 
 

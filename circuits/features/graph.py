@@ -83,6 +83,16 @@ class FeatureGraph:
         return influence(self.shares, rows, self.target_weights)[0] + self.target_weights
 
     @property
+    def totals(self) -> Float[Tensor, " node"]:
+        """What each node brings to the targets by all shown ways together, with its sign, in units of the targets times their weights.
+
+        Nodes without input (tokens, errors, biases, what is left out) add up to the targets' values.
+        """
+        rows = torch.where(self.values.isnan(), -1, torch.arange(len(self.nodes)))
+        start = torch.where(self.target_weights > 0, self.target_weights * self.values, 0.0)
+        return influence(self.weights / self.values.nan_to_num(1.0)[:, None], rows, start)[0] + start
+
+    @property
     def edge_influence(self) -> Float[Tensor, "target source"]:
         """Share of an edge in its target's input times the target's influence."""
         return self.shares * self.influence[:, None]

@@ -124,5 +124,5 @@ def test_decompositions_and_paths_refuse_what_they_cannot_do(load):
         whole.of("nothing")
     with pytest.raises(ValueError, match="from 1"):
         feature_paths(run, target, length=0)
-    assert whole.table().contribution.abs().is_monotonic_decreasing and len(json.loads(whole.figure(7).to_json())["data"][0]["y"]) == 7
+    assert whole.table().contribution.abs().is_monotonic_decreasing and len(json.loads(str(whole.figure(7).to_json()))["data"][0]["y"]) == 7
     assert all(p.contribution > 0 for p in whole.top(5, 1)) and all(p.contribution < 0 for p in whole.top(5, -1))

@@ -52,6 +52,16 @@ def test_scores_are_those_of_the_inverse_matrix(graph):
     assert graph.scores.completeness == pytest.approx(float(((1 - missing) * output).sum() / output.sum()), abs=EXACT)
 
 
+@pytest.mark.parametrize("max_nodes", [7, 1000])
+def test_totals_of_all_nodes_without_input_add_up_to_the_target(load, max_nodes):
+    model = load("opt")
+    whole = feature_graph(model, prompt(6), random_coders(model), target=(7, 9), max_nodes=max_nodes)
+    for graph in (whole, whole.prune(0.7, 0.9)):
+        leaves = graph.values.isnan()
+        assert float(graph.totals[leaves].sum()) == pytest.approx(float(graph.values[-1]), abs=EXACT)
+        assert float(graph.totals[-1]) == pytest.approx(float(graph.values[-1]), abs=EXACT)
+
+
 def test_features_that_are_not_traced_count_against_both_scores(load, graph):
     model = load("gpt2")
     few = feature_graph(model, prompt(6), random_coders(model), max_nodes=10)
