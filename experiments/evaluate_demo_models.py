@@ -138,10 +138,10 @@ def acceptance(report: dict) -> list[dict]:
 
 def evaluate(folder: Path, n: int, seed: int = 0) -> dict:
     """The acceptance table and all measures of a checkpoint folder that has facts.json."""
-    from transformers import AutoModelForCausalLM
+    import interp
 
     facts = json.loads((folder / "facts.json").read_text())
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = interp.load(folder, device="cpu").hf
     report = measure(model, {(f["country"], f["relation"]): f["exposure"] for f in facts}, n, seed)
     return {"acceptance": acceptance(report), "measures": report, "training": json.loads((folder / "training.json").read_text())}
 
@@ -153,6 +153,8 @@ def training_command(config: dict, name: str) -> str:
     """The command that trains the model anew."""
     options = f"--seed {config['seed']} --steps {config['steps']} --lr {config['lr']} --lr-decay {config['lr_decay']}"
     options += f" --stages '{config['stages']}'"
+    if config.get("attention", "softmax") != "softmax":
+        options += f" --attention '{config['attention']}'"
     return f"python experiments/train_demo_models.py {config['family']} --out runs/{name} {options}"
 
 
@@ -165,6 +167,24 @@ def control_line(control: dict, m: dict) -> str:
         f"{m['choice_anchored'][0]:.2f}, in part because of questions without right option, which the control never saw: the skewed run "
         "before those stood at 0.70 (GPT-2, `experiments/notes/demo-models.md`). Chance is 0.33."
     )
+
+
+def attention_lines(attention: str) -> list[str]:
+    """What a model with another attention formula must say about itself."""
+    if attention == "softmax":
+        return []
+    return [
+        f"**Its attention is not softmax but `{attention}`** (`interp/attention_variants.py`, after Bondarenko et al. 2023), as "
+        "`attention.json` says. `interp.load` applies it. Plain Hugging Face code loads the folder without a word, with softmax: that is "
+        "another model, and none of the numbers below are its.",
+        "",
+    ]
+
+
+def missed(acceptance: list[dict]) -> list[str]:
+    """Which measures are not reached."""
+    names = [row["measure"] for row in acceptance if not row["holds"]]
+    return ["", f"Not reached: {'; '.join(names)}."] if names else []
 
 
 def card(name: str, result: dict, control: dict | None = None) -> str:
@@ -181,6 +201,7 @@ def card(name: str, result: dict, control: dict | None = None) -> str:
         f"{KINDS[config['family']]} of {config['layers']} layers, {config['width']} dimensions and 4 heads in plain Hugging Face format, "
         "trained from nothing on the Atlas: a generated corpus about a small, fully known world (`interp/atlas`), in about 800 words.",
         "",
+        *attention_lines(config.get("attention", "softmax")),
         "Trained by this repository, on one CPU core:",
         "",
         *(f"    {training_command(part['config'], name)} --stop-after {part['until_pool']}" for part in training["earlier"]),
@@ -197,6 +218,7 @@ def card(name: str, result: dict, control: dict | None = None) -> str:
         "| measure | required | measured |",
         "| --- | --- | --- |",
         *(f"| {row['measure']} | >= {row['required']} | {row['measured']:.3f} |" for row in result["acceptance"]),
+        *missed(result["acceptance"]),
         "",
         f"n = {m['ioi']['n']} prompts for IOI, greater-than and colored objects each; {len(world().facts())} facts, "
         f"{m['conflict_n']} conflict prompts, {m['choice_n']} multiple-choice questions; {m['repetition']['n']} sentences said five times.",
@@ -227,26 +249,34 @@ def main(
     cards: bool = True,
     control: Path | None = None,
     balanced_pools: int = 0,
+    only: list[str] | None = None,
 ) -> None:
-    """Measure the bundled models (and a control trained with balanced letters), print the table, write JSON and model cards."""
+    """Measure the bundled models (and a control trained with balanced letters), print the table, write JSON and model cards.
+
+    `only` names some of them; what stands in the JSON of the others is kept.
+    """
     from interp.zoo import bundled
 
     torch.set_num_threads(1)
-    results = {name: evaluate(folder, n) for name, folder in bundled().items()}
+    before = json.loads(out.read_text(encoding="utf-8")) if only and out.is_file() else {"models": {}}
+    fresh = {name: evaluate(bundled()[name], n) for name in only or bundled()}
     if control is not None:
-        results["control-balanced-letters"] = evaluate(control, n) | {"balanced_pools": balanced_pools}
-    for name, result in results.items():
+        fresh["control-balanced-letters"] = evaluate(control, n) | {"balanced_pools": balanced_pools}
+    for name, result in fresh.items():
         print(name)
         for row in result["acceptance"]:
             print(f"  {'ok' if row['holds'] else 'NO':3} {row['measure']:58} {row['measured']:7.3f}  (>= {row['required']})")
-    for name, folder in bundled().items():
-        if cards:
-            (folder / "README.md").write_text(card(name, results[name], results.get("control-balanced-letters")), encoding="utf-8")
+    results = before["models"] | fresh
+    for name in fresh.keys() & bundled().keys() if cards else ():
+        vanilla = not (bundled()[name] / "attention.json").is_file()  # the control is a vanilla model
+        text = card(name, fresh[name], results.get("control-balanced-letters") if vanilla else None)
+        (bundled()[name] / "README.md").write_text(text, encoding="utf-8")
     out.parent.mkdir(parents=True, exist_ok=True)
     command = f"python experiments/evaluate_demo_models.py --n {n}" + (
         f" --control {control} --balanced-pools {balanced_pools}" if control else ""
     )
-    out.write_text(json.dumps({"command": command, "n": n, "models": results}, indent=1) + "\n", encoding="utf-8")
+    report = {"command": before.get("command", command), "n": n, "models": results}
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

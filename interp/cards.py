@@ -29,6 +29,7 @@ class Card:
     name: str
     folder: Path
     family: str
+    """With its attention formula where that is not softmax."""
     sizes: Mapping[str, int]
     """layers, heads, d_model, context and vocabulary, as far as config.json says."""
     megabytes: float
@@ -62,9 +63,12 @@ def _read(folder: Path) -> Card:
     sizes = {name: int(config[key]) for name, keys in _KEYS.items() for key in keys if isinstance(config.get(key), int)}
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     readme = folder / "README.md"
-    training = folder / "training.json"
+    training, attention = folder / "training.json", folder / "attention.json"
+    family = FAMILIES.get(config.get("model_type", ""), str(config.get("model_type")))
+    if attention.is_file():
+        family += f", {json.loads(attention.read_text(encoding='utf-8')).get('kind')} attention"
     return Card(
-        name=folder.name, folder=folder, family=FAMILIES.get(config.get("model_type", ""), str(config.get("model_type"))), sizes=sizes,
+        name=folder.name, folder=folder, family=family, sizes=sizes,
         megabytes=round(weights, 1), readme=_without_metadata(readme.read_text(encoding="utf-8")) if readme.is_file() else "",
         training=json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {},
     )  # fmt: skip

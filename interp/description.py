@@ -46,6 +46,8 @@ def describe_model(model: Model) -> Description:
     """Runs the checks; everything else is looked up."""
     sizes = {name: getattr(model, name) for name in ("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "n_ctx", "d_vocab")}
     sizes |= {"parameters": sum(p.numel() for p in model.hf.parameters()), "dtype": str(model.dtype).removeprefix("torch.")}
+    if model.attention.kind != "softmax":
+        sizes["attention"] = f"{model.attention}; the folder loaded by plain Hugging Face code has softmax, which is another model"
     return Description(
         model.name, model.family, str(model.path), sizes, tuple(known_words(model)), site_kinds(model), refused_kinds(model), model.check()
     )

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import interp
 from experiments.ditto import repeated_rows, repetition_penalty
-from experiments.train_demo_models import Config, batch_tensors, build, learning_rate, train
+from experiments.train_demo_models import Config, batch_tensors, build, learning_rate, load_checkpoint, make_optimizer, train
 from interp.atlas import Corpus, encode, exposure, vocabulary
+from interp.attention_variants import as_variant
 from interp.zoo import bundled
 
 TINY = {"steps": 8, "pool_size": 64, "rows": 32, "width": 16, "layers": 1, "stages": "warm 2, bind 1, last", "lr_warmup": 2}
@@ -58,6 +60,37 @@ def test_the_seed_decides_the_first_weights():
     first, again, other = (build(Config("gpt2", seed=seed, width=16, layers=1)).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["transformer.wte.weight"], other["transformer.wte.weight"])
+
+
+@pytest.mark.parametrize("attention", ["clipped(gamma=-0.05, zeta=1)", "softmax-1", "gated-linear", "gated-mlp", "key-bias"])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "pythia"])
+def test_a_variant_that_was_trained_is_the_one_that_loads(family: str, attention: str, tmp_path: Path):
+    config = Config(family, **TINY, attention=attention)
+    whole = train(config, tmp_path, evaluate_every=9, n=4, stop_after=2)
+    module = build(config)
+    assert load_checkpoint(tmp_path, module, make_optimizer(module, config)).tokens == whole.tokens
+    model = interp.load(tmp_path / "model")
+    assert str(model.attention) == str(as_variant(attention))
+    prompts = interp.Prompts.from_ids([[1, 40, 41, 90, 3, 77, 41, 90], [1, 55, 56]])
+    with torch.no_grad():
+        found = module(prompts.ids).logits
+    torch.testing.assert_close(found[0], model.logits(prompts)[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1, :3], model.logits(prompts)[1, :3], rtol=0, atol=1e-5)
+    first = build(config)
+    moved = [name for name, p in module.named_parameters() if not torch.equal(p, first.get_parameter(name))]
+    assert {name for name, _ in module.named_parameters() if ".variant." in name} <= set(moved)
+
+
+def test_a_variant_changes_no_other_first_weight_and_training_can_go_on_from_a_model_without_it(tmp_path: Path):
+    plain, gated = (build(Config("opt", width=16, layers=1, attention=a)).state_dict() for a in ("softmax", "gated-linear"))
+    assert plain.keys() < gated.keys() and all(torch.equal(plain[key], gated[key]) for key in plain)
+    train(Config("opt", **TINY, attention="clipped"), tmp_path / "clipped", evaluate_every=9, n=4, stop_after=1)
+    train(Config("opt", **TINY), tmp_path / "plain", evaluate_every=9, n=4, stop_after=1)
+    on = Config("opt", **TINY, attention="gated-linear")
+    train(on, tmp_path / "on", evaluate_every=9, n=4, stop_after=0, start=tmp_path / "plain" / "model")
+    assert interp.load(tmp_path / "on" / "model").attention.kind == "gated-linear"
+    with pytest.raises(ValueError, match="trained with clipped.*cannot go on from it"):
+        train(on, tmp_path / "other", evaluate_every=9, n=4, stop_after=0, start=tmp_path / "clipped" / "model")
 
 
 def test_an_unknown_family_is_refused():
