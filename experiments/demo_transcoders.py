@@ -149,8 +149,9 @@ Measured on {measured:,} tokens of documents that neither model nor coders were 
 {layers}
 
 As stored, in place of all MLPs at once, they change the cross-entropy by {ce_increase:+.4f} nats per token ({ce_clean:.4f} to
-{ce_replaced:.4f}; without any MLP {ce_ablated:.4f}), KL {kl:.4f}; before rounding to half precision by {before:+.4f}. Controls
-with the same training: by {frozen_decoder:+.3f} with a decoder that stays random, {frozen_encoder:+.3f} with a random encoder.
+{ce_replaced:.4f} on {tokens:,} tokens; without any MLP {ce_ablated:.4f}), KL {kl:.4f}; before rounding to half precision by
+{before:+.4f}. Controls with the same training: by {frozen_decoder:+.3f} with a decoder that stays random, {frozen_encoder:+.3f}
+with a random encoder.
 """
 
 
@@ -160,18 +161,19 @@ def bundle(config: Config, root: Path = ROOT) -> None:
 
     model = interp.load(config.model)
     run = run_folder("demo-transcoders", config, model, root)
-    zoo.bundle([saes.load(coder_folder(run, "transcoder", layer)) for layer in range(model.n_layers)], zoo.HERE / config.model)
+    coders = [saes.load(coder_folder(run, "transcoder", layer)) for layer in range(model.n_layers)]
+    zoo.bundle(coders, zoo.HERE / config.model)
     rows = pd.read_parquet(run / "results.parquet").query("role == 'transcoder'").to_dict("records")
-    before = {row["role"]: row for row in json.loads((run / "replaced.json").read_text())}
-    found = together(model, config, "transcoder", saes.bundled(config.model), measured_prompts(config))
-    pairs = list(zip(found["each"], before["transcoder"]["each"], strict=True))
+    replaced = {row["role"]: row for row in json.loads((run / "replaced.json").read_text())}
+    prompts = measured_prompts(config)
+    before, found = (together(model, config, "transcoder", some, prompts) for some in (coders, saes.bundled(config.model)))
+    pairs = list(zip(found["each"], before["each"], strict=True))
     if wrong := [pair for pair in pairs if abs(pair[0] - pair[1]) > 5e-4]:
         raise ValueError(f"Half precision changes what {config.model}'s transcoders are worth: CE {wrong[0][1]} became {wrong[0][0]}.")
     lines = [f"| {row['layer']} | " + " | ".join(f"{row[c]:.4f}" for c in COLUMNS) + " |" for row in rows]
     table = "\n".join([f"| layer | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|", *lines])
-    increase = {role: row["ce_increase"] for role, row in before.items()}
-    values = {**found, **vars(config.coder), "measured": found["tokens"], "pools": POOLS, "layers": table}
-    values |= {"before": increase["transcoder"]} | {role.replace(" ", "_"): value for role, value in increase.items()}
+    values = {**found, **vars(config.coder), "measured": replaced["transcoder"]["tokens"], "pools": POOLS, "layers": table}
+    values |= {role.replace(" ", "_"): row["ce_increase"] for role, row in replaced.items()} | {"before": before["ce_increase"]}
     write_text(zoo.HERE / config.model / "README.md", CARD.format(**values))
 
 
