@@ -41,7 +41,7 @@ class Config:
     model: str = "demo-gpt2"
     text: str | None = None
     """A file of prompts, one per line; None: documents of the corpus that the bundled models know."""
-    prompts: int = 32
+    prompts: int = 16
     thresholds: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
     factor: float = 100.0
     """Of the planted outlier dimension."""
