@@ -40,7 +40,7 @@ class Effect:
 
 def lines(
     key: str, x: Sequence[float], shown: Sequence[Line], x_title: str, y_title: str, *, log: bool = False, percent: bool = True,
-    mark: float | None = None, height: int = 290,
+    mark: float | None = None, height: int = 290, from_zero: bool = True,
 ) -> None:  # fmt: skip
     """One line per series with its band; `mark` is the present x. Rates are fractions and drawn in percent."""
     import plotly.graph_objects as go
@@ -62,7 +62,7 @@ def lines(
     _draw(figure, x_title, y_title, height)
     if log:
         figure.update_xaxes(type="log", dtick=1)
-    figure.update_yaxes(tickformat=".0%" if percent else None, rangemode="tozero")
+    figure.update_yaxes(tickformat=".0%" if percent else None, rangemode="tozero" if from_zero else "normal")
     figure.update_layout(hovermode="x unified")
     _show(figure, key)
 

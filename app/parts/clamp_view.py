@@ -53,7 +53,7 @@ def section(case: Case, feature: tuple[int, int], report: "Report") -> None:
     with right:
         flat = [clean] * len(found.values)
         lines("clamp_curve", found.values, [Line("clamped", CONTEXT, found.curve), Line("clean", NEITHER, flat, dash="dot")],
-              "activation that it is held at", "logit difference", percent=False, mark=value)  # fmt: skip
+              "activation that it is held at", "logit difference", percent=False, mark=value, from_zero=False)  # fmt: skip
 
 
 def _moved() -> None:

@@ -138,6 +138,8 @@ def numbers(report: "Report") -> None:
     )
     figure.update_layout(height=170, margin={"l": 8, "r": 8, "t": 4, "b": 8}, plot_bgcolor="white", bargap=0.05,
                          xaxis_title="activation", yaxis_title="tokens")  # fmt: skip
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True, rangemode="tozero", tickformat="d", nticks=4)
     st.plotly_chart(figure, key="feature_histogram", theme=None, config={"displayModeBar": False})
     st.markdown("**What does it write?**", help="Its decoder vector through the final norm's weight and the unembedding, up to a factor.")
     rows = "".join(

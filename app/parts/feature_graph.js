@@ -11,6 +11,8 @@ export default function (component) {
   const redraw = () => draw(data, root, ranges.map((r) => r.value / 100), shown, setTriggerValue);
   ranges.forEach((range) => { range.oninput = redraw; });
   redraw();
+  const scroll = root.querySelector(".scroll");
+  scroll.scrollLeft = scroll.scrollWidth; // the answer is at the right end
   return () => ranges.forEach((range) => { range.oninput = null; });
 }
 

@@ -23,7 +23,7 @@ PROMPT = "John and Mary went to the store , John gave a drink to"
 PATIENCE = 90_000  # milliseconds; a loaded machine is slow, and nothing here is about speed
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 # Streamlit looks for its server below the page's own path first; a deep link makes it log these two.
-EXPECTED = re.compile(r"/(heads|circuits|recall)/_stcore/(health|host-config)")
+EXPECTED = re.compile(r"/(heads|circuits|recall|features|outliers)/_stcore/(health|host-config)")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def test_a_click_on_the_norm_map_traces_that_dimension(visitor, address):  # noq
     page.get_by_label("leaving L0").first.click()
     wait_for_address(page, "part=trace")
     assert "dim=0." in page.url
-    page.get_by_text("Who writes it?", exact=True).wait_for()
+    page.get_by_text("Loss without it", exact=True).wait_for()
 
 
 def test_the_graph_s_thresholds_need_no_server_and_a_feature_opens_its_dashboard(visitor, address):  # noqa: F811
