@@ -60,7 +60,8 @@ class Joint:
         """Block i starts from seed + i. What it is given is scaled already, so its own scaling changes nothing."""
         writes = [self.widths[site] for site in block.writes]
         aux_k = self.config.details.aux_k or max(1, sum(writes) // len(writes) // 2)
-        config = self.config.but(seed=self.config.seed + i, aux_k=aux_k, input_site=None, target_site=None)
+        names = {"input_site": " + ".join(block.reads), "target_site": " + ".join(block.writes)}  # by which a checkpoint knows the block
+        config = self.config.but(seed=self.config.seed + i, aux_k=aux_k, **names)
         x = torch.cat([sample[site] for site in block.reads], 1)
         inputs, targets = (Scaling(x.new_zeros(d), 1.0, float(d)) for d in (x.shape[1], sum(writes)))
         trainer = Trainer(config, inputs, targets, x, transcoder=block.reads != block.writes)
@@ -170,4 +171,5 @@ def _side_by_side(sites: Sequence[str], scalings: Mapping[str, Scaling]) -> tupl
 
 def _coder(tensors: Mapping[str, Tensor | None], like: Coder, info: dict[str, Any]) -> Coder:
     kept = {name: None if t is None else t.to(like.W_enc.dtype).contiguous() for name, t in tensors.items()}
-    return Coder(**kept, config=like.config, transcoder=like.transcoder, info=info).requires_grad_(False).eval()  # type: ignore[arg-type]
+    config = like.config.but(input_site=None, target_site=None)  # it is no coder of one site
+    return Coder(**kept, config=config, transcoder=like.transcoder, info=info).requires_grad_(False).eval()  # type: ignore[arg-type]
