@@ -1,16 +1,17 @@
 """Do clipped softmax and gates keep outliers away, and does that help quantization? Small OPTs on the Atlas, several seeds.
 
-    python experiments/quantizable_transformers.py             # reads the trained runs -> experiments/results/attention-variants.json
-    python experiments/quantizable_transformers.py --train     # trains those that are missing first (about ten minutes each)
-    python experiments/quantizable_transformers.py --smoke     # the bundled models alone, few prompts, nothing written to results
+    python -m experiments.quantizable_transformers             # reads the trained runs -> experiments/results/attention-variants.json
+    python -m experiments.quantizable_transformers --train     # trains those that are missing first (about ten minutes each)
+    python -m experiments.quantizable_transformers --smoke     # the bundled models alone, few prompts, nothing written to results
 
 Measures after Bondarenko et al. 2023 (arXiv 2306.12929): inf-norm, kurtosis and W8A8 loss, with the sink rate of Gu et al. 2025 and its
 length. Every variant has the same recipe, seeds and first weights. Control: vanilla models with a variant switched on at inference alone.
 """
 
+import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ import torch
 import typer
 
 import interp
-from experiments.runs import ROOT, as_plain, open_run, run_folder
+from experiments.runs import ROOT, Run
+from experiments.studies import summary_of
 from interp import Prompts, quant
 from interp.atlas import Corpus, encode
+from interp.metrics import loss_per_token
 from interp.safefiles import write_text
 from interp.zoo import bundled
 
@@ -28,27 +31,34 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from experiments.train_demo_models import Config as Training
+
 RESULTS = Path(__file__).parent / "results" / "attention-variants.json"
 VARIANTS = {"vanilla": "softmax", "clipped": "clipped(gamma=-0.03, zeta=1)", "gated": "gated-linear"}
 UNTRAINED = ("clipped(gamma=-0.03, zeta=1)", "normalized-clipped(alpha=2)", "softmax-1")
 BUNDLED = ("demo-opt", "demo-opt-clipped", "demo-opt-gated")
-SCHEMES = ("w8a8", "w8a8-percentile", "w6a6", "w4a8")
+SEEDS = (0, 1, 2)
+POOL = 5000
+"""Of the held-out documents; the pools after it calibrate. Training reads pools from 0 on."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is compared, and on what."""
+    """One row of the table: one model, on what it is measured."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 2560
-    """Of 32 documents: 10 pools, the learning rate falls over the last 2."""
-    stages: str = "warm 8, full"
+    model: str
+    seed: int
+    attention: str | None = None
+    """Switched on at inference in place of the model's own."""
     mixture: str = "full"
-    """Of the held-out documents; their pools were read by no training."""
-    prompts: int = 512
-    calibration: int = 64
+    """Of the held-out documents."""
+    prompts: int = 192
+    schemes: tuple[str, ...] = ("w8a8", "w6a6")
+    rounded: int = 96
+    """Prompts for the loss of the rounded model."""
+    calibration: int = 32
     """Prompts that static ranges are found on ..."""
-    draws: int = 3
+    draws: int = 2
     """... so many times, on other prompts."""
     length: int = 32
     """Tokens of the prompts for sink rates: documents that are as long, cut there."""
@@ -56,83 +66,102 @@ class Config:
     """Prompts for sink rates."""
 
 
-SMOKE = Config(seeds=(), prompts=16, calibration=8, draws=1, heads=8)
-POOL = 5000  # of held-out documents; the next ones calibrate
+SMOKE = {"prompts": 16, "rounded": 8, "calibration": 8, "draws": 1, "heads": 8}
 
 
-def training(config: Config, variant: str, seed: int) -> Any:
-    """The recipe of one run, as the trainer takes it."""
-    from experiments.train_demo_models import Config as Training
+def training(variant: str, seed: int) -> "Training":
+    """The recipe of one run: 10 pools of 8,192 documents, the learning rate falls over the last 2."""
+    from experiments.train_demo_models import Config as Recipe
 
-    return Training("opt", steps=config.steps, seed=seed, lr_decay=0.2, stages=config.stages, attention=VARIANTS[variant])
+    return Recipe("opt", steps=2560, seed=seed, lr_decay=0.2, stages="warm 8, full", attention=VARIANTS[variant])
 
 
 def folder_of(variant: str, seed: int, root: Path = ROOT) -> Path:
     return root / f"attention-{variant}-{seed}"
 
 
-def trained(config: Config, root: Path, train: bool) -> Iterator[tuple[str, int, Path]]:
-    """Variant, seed and model folder of every run that is trained to its end."""
-    from experiments.train_demo_models import train as train_model
+def train_missing(root: Path) -> None:
+    """Trains every run that is not trained to its end; a run that was stopped goes on from its checkpoint."""
+    from experiments.train_demo_models import train
 
-    for seed in config.seeds:
+    for seed in SEEDS:
         for variant in VARIANTS:
-            folder, recipe = folder_of(variant, seed, root), training(config, variant, seed)
-            if train and not (folder / "finished").is_file():
-                train_model(recipe, folder, resume=(folder / "checkpoint").is_dir())
+            folder = folder_of(variant, seed, root)
+            if not (folder / "finished").is_file():
+                train(training(variant, seed), folder, resume=(folder / "checkpoint").is_dir())
                 (folder / "finished").touch()
-            if (folder / "finished").is_file():
-                yield variant, seed, folder / "model"
 
 
-def held_out(config: Config, pool: int, n: int, length: int | None = None) -> Prompts:
+def held_out(mixture: str, pool: int, n: int, length: int | None = None) -> Prompts:
     """The first documents of a pool that no training read; with `length` those that are as long, cut there."""
-    rows = [encode(document) for document in Corpus(0).pool(pool, config.mixture)]
+    rows = [encode(document) for document in Corpus(0).pool(pool, mixture)]
     rows = [row[: length or len(row)] for row in rows if len(row) >= (length or 2)]
     return Prompts.from_ids(rows[:n])
 
 
-def measure(model: interp.Model, config: Config) -> dict[str, float]:
-    """One row of the table: loss, outliers, sinks and what rounding costs."""
-    prompts = held_out(config, POOL, config.prompts)
-    statistics = quant.activation_statistics(model, prompts)
-    heads = quant.head_report(model, held_out(config, POOL, config.heads, config.length))
+def measure(config: Config, model: interp.Model, run: Run) -> dict[str, Any]:
+    """Loss (nats per token), outliers, sinks and what rounding costs."""
+    model = model if config.attention is None else model.with_attention(config.attention)
+    statistics = quant.activation_statistics(model, held_out(config.mixture, POOL, config.prompts))
     tensors = statistics.tensors
-    row = {f"inf_norm_{name}": norm for name, norm in statistics.inf_norm.items()}
+    row: dict[str, Any] = {"model": model.name, "loss": loss_of(model, held_out(config.mixture, POOL, config.prompts))}
+    row |= {f"inf_norm_{name}": norm for name, norm in statistics.inf_norm.items()}
     row |= {
         "kurtosis": sum(t.kurtosis for t in tensors) / len(tensors), "paper_kurtosis": statistics.mean_kurtosis,
         "feature_kurtosis": max(t.feature_kurtosis for t in tensors if t.kind == "out"),
         "outlier_dimensions": len(statistics.outlier_dimensions),
     }  # fmt: skip
-    row |= {name: float(heads[name].mean()) for name in ("sink_rate", "sink_mass", "no_op", "score_range")}
-    for scheme in SCHEMES:
-        found = [
-            quant.evaluate(model, prompts, scheme, calibration=held_out(config, POOL + 1 + draw, config.calibration))
-            for draw in range(config.draws)
-        ]
-        row["loss"] = found[0].loss
-        row[f"{scheme}_damage"] = sum(x.damage for x in found) / len(found)
-        row[f"{scheme}_kl"] = sum(x.kl for x in found) / len(found)
+    heads = held_out(config.mixture, POOL, config.heads, config.length)
+    with torch.no_grad():
+        patterns = model.capture(heads, "blocks.*.attn.hook_pattern")
+    rates = {site: quant.sink_rate(pattern) for site, pattern in patterns.items()}
+    row["sink_rate"] = float(torch.stack(list(rates.values())).mean())
+    row["sink_mass"] = float(torch.stack([quant.sink_mass(pattern).mean() for pattern in patterns.values()]).mean())
+    row["sink_rate_by_head"] = [rate.tolist() for rate in rates.values()]
+    row |= rounding(config, model)
+    run.log(**row)
     return row
 
 
-def measured(config: Config, root: Path, train: bool, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Every trained run; vanilla ones with variants switched on at inference; the bundled models."""
-    for variant, seed, folder in trained(config, root, train):
-        say(f"{variant}, seed {seed}")
-        yield {"group": "trained", "variant": variant, "seed": seed, **measure(interp.load(folder), config)}
-        for attention in UNTRAINED if variant == "vanilla" else ():
-            say(f"vanilla, seed {seed}, run with {attention}")
-            yield {
-                "group": "untrained use",
-                "variant": attention,
-                "seed": seed,
-                **measure(interp.load(folder, attention=attention), config),
-            }
+def rounding(config: Config, model: interp.Model) -> dict[str, float]:
+    """By scheme: loss of the rounded model minus the loss, mean over draws of calibration prompts."""
+    prompts = held_out(config.mixture, POOL, config.rounded)
+    own, costs = loss_of(model, prompts), {}
+    for scheme in config.schemes:
+        losses = []
+        for draw in range(config.draws):
+            rounded = quant.quantize(model, quant.SCHEMES[scheme], held_out(config.mixture, POOL + 1 + draw, config.calibration))
+            losses.append(loss_of(rounded, prompts))
+        costs[f"{scheme}_damage"] = sum(losses) / len(losses) - own
+        costs[f"{scheme}_spread"] = max(losses) - min(losses)
+    return costs
+
+
+def loss_of(model: "interp.Model | quant.QuantizedRun", prompts: Prompts) -> float:
+    """Mean next-token loss, nats per token."""
+    with torch.no_grad():
+        return float(loss_per_token(model.logits(prompts), prompts).double().nanmean())
+
+
+def rows(root: Path, smoke: bool) -> Iterator[dict[str, Any]]:
+    """Every trained run; vanilla ones with variants switched on at inference; the bundled models. A row is measured once."""
+    changes: dict[str, Any] = SMOKE if smoke else {}
+
+    def row(group: str, variant: str, config: Config) -> dict[str, Any]:
+        about = {"group": group, "variant": variant, "seed": config.seed}
+        return about | summary_of("attention-variants", config, measure, root)
+
+    for seed in () if smoke else SEEDS:
+        for variant in VARIANTS:
+            folder = folder_of(variant, seed, root)
+            if not (folder / "finished").is_file():
+                continue
+            yield row("trained", variant, Config(str(folder / "model"), seed))
+            for attention in UNTRAINED if variant == "vanilla" else ():
+                yield row("untrained use", attention, Config(str(folder / "model"), seed, attention, schemes=("w8a8",), draws=1))
     for name in BUNDLED:
         if name in bundled():
-            say(name)
-            yield {"group": "bundled", "variant": name, "seed": 0, **measure(interp.load(name), config)}
+            yield row("bundled", name, Config(name, 0, **changes))
 
 
 def interval(values: list[float]) -> dict[str, float | None]:
@@ -146,22 +175,24 @@ def interval(values: list[float]) -> dict[str, float | None]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def summary(config: Config, frame: "pd.DataFrame") -> dict[str, Any]:
+def summary(frame: "pd.DataFrame") -> dict[str, Any]:
     """Means with intervals by variant, differences from vanilla seed by seed, and all rows."""
-    numbers = [c for c in frame.columns if c not in ("group", "variant", "seed")]
+    numbers = [c for c in frame.columns if c not in ("group", "variant", "seed", "model", "sink_rate_by_head")]
     means, differences = [], []
     vanilla = frame[(frame.group == "trained") & (frame.variant == "vanilla")].set_index("seed")
-    for (group, variant), rows in frame.groupby(["group", "variant"], sort=False):
-        own = rows.set_index("seed")
-        means.append({"group": group, "variant": variant, "seeds": len(rows)} | {c: interval(own[c].tolist()) for c in numbers})
+    for (group, variant), found in frame.groupby(["group", "variant"], sort=False):
+        own = found.set_index("seed")
+        columns = [c for c in numbers if own[c].notna().all()]
+        about = {"group": group, "variant": variant, "seeds": len(found)}
+        means.append(about | {c: interval(own[c].tolist()) for c in columns})
         paired = [seed for seed in own.index if seed in vanilla.index]
         if group != "bundled" and variant != "vanilla" and paired:
-            change = {c: interval([float(own[c][s] - vanilla[c][s]) for s in paired]) for c in numbers}
-            differences.append({"group": group, "variant": variant, "seeds": len(paired)} | change)
+            differences.append(about | {c: interval([float(own[c][s] - vanilla[c][s]) for s in paired]) for c in columns})
+    plain = [{k: v for k, v in row.items() if v == v} for row in frame.to_dict("records")]
     return {
-        "command": "python experiments/quantizable_transformers.py", "config": as_plain(config), "variants": VARIANTS,
-        "calibrated_on": f"{config.draws} draws of {config.calibration} other prompts", "means": means, "minus_vanilla": differences,
-        "rows": frame.to_dict("records"),
+        "command": "python -m experiments.quantizable_transformers", "variants": VARIANTS, "seeds": SEEDS,
+        "recipe": "opt, 2560 steps of 32 documents, lr 0.002, lr_decay 0.2, stages 'warm 8, full'",
+        "means": means, "minus_vanilla": differences, "rows": plain,
     }  # fmt: skip
 
 
@@ -170,9 +201,9 @@ def figure(frame: "pd.DataFrame") -> "go.Figure":
     import plotly.graph_objects as go
 
     plot = go.Figure()
-    for (group, variant), rows in frame.groupby(["group", "variant"], sort=False):
+    for (group, variant), found in frame.groupby(["group", "variant"], sort=False):
         if group != "untrained use":
-            plot.add_scatter(x=rows.inf_norm_block, y=rows["w8a8_damage"], mode="markers", name=f"{variant} ({group})")
+            plot.add_scatter(x=found.inf_norm_block, y=found["w8a8_damage"], mode="markers", name=f"{variant} ({group})")
     return plot.update_layout(
         title="Do smaller outliers make W8A8 cheaper?",
         xaxis_title="max inf-norm of block outputs",
@@ -181,33 +212,23 @@ def figure(frame: "pd.DataFrame") -> "go.Figure":
 
 
 def main(train: bool = False, smoke: bool = False, out: Path | None = None, root: Path = ROOT) -> None:
-    """Measures every run; writes a run folder and the summary (`out`; --smoke writes none unless told)."""
+    """Measures every run that is trained to its end; writes run folders and the summary (`out`; --smoke writes none unless told)."""
     import pandas as pd
     from rich.console import Console
 
     torch.set_num_threads(1)
-    console, config = Console(), SMOKE if smoke else Config()
-    there = tuple(seed for seed in config.seeds if all((folder_of(v, seed, root) / "finished").is_file() for v in VARIANTS))
-    if not train and there != config.seeds:
-        console.print(f"trained to the end: seeds {there} of {config.seeds}; --train trains the rest")
-        config = replace(config, seeds=there)
-    with open_run("attention-variants", config, root=root) as run:
-        if run is None:
-            console.print(f"done before: {run_folder('attention-variants', config, root=root)}")
-            return
-        rows = []
-        for row in measured(config, root, train, lambda text: console.print(text)):
-            run.log(**row)
-            rows.append(row)
-        frame = pd.DataFrame(rows)
-        run.table(frame)
-        run.figure("damage", figure(frame))
-        path = run.json("summary", summary(config, frame))
-        target = out if out is not None else None if smoke else RESULTS
-        if target is not None:
-            write_text(target, path.read_text())
-    shown = ["loss", "inf_norm_block", "kurtosis", "sink_rate", "w8a8_damage", "w6a6_damage"]
-    console.print(frame.groupby(["group", "variant"], sort=False)[shown].mean().round(4).to_string())
+    console = Console()
+    if train:
+        train_missing(root)
+    missing = [f"{v}-{s}" for s in SEEDS for v in VARIANTS if not (folder_of(v, s, root) / "finished").is_file()]
+    console.print(f"not trained to the end: {', '.join(missing)}; --train trains them" if missing else "all runs are there")
+    frame = pd.DataFrame(list(rows(root, smoke)))
+    target = out if out is not None else None if smoke else RESULTS
+    if target is not None:
+        write_text(target, json.dumps(summary(frame) | {"missing": missing}, indent=1) + "\n")
+        figure(frame).write_html(root / "attention-variants.html", include_plotlyjs=True)
+    shown = ["loss", "inf_norm_block", "paper_kurtosis", "sink_rate", "w8a8_damage", "w6a6_damage"]
+    console.print(frame.groupby(["group", "variant"], sort=False)[[c for c in shown if c in frame]].mean().round(4).to_string())
 
 
 if __name__ == "__main__":
