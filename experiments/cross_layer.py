@@ -5,7 +5,7 @@
 
 All are trained on the same rows, documents of the atlas that the model was not trained on, and measured on other ones. A cross-layer
 transcoder has more decoders than transcoders of the same size, so wider transcoders with as many parameters stand beside it. Controls: the
-same training with decoders or encoders that stay random, and no training.
+same training with decoders that stay random, and no training.
 """
 
 import json
@@ -33,10 +33,10 @@ class Config:
     """What is trained on which model."""
 
     model: str = "demo-gpt2"
-    coder: saes.Config = saes.Config(n_features=512, k=16, steps=300, batch_size=512, dead_after=50_000)
-    """Of each layer; the crosscoder has as many features and active ones in all."""
-    documents: int = 3000
-    measured: int = 128
+    coder: saes.Config = saes.Config(n_features=512, k=16, steps=200, batch_size=512, dead_after=50_000)
+    """Of each layer, and of the one code of the crosscoder."""
+    documents: int = 1500
+    measured: int = 64
     """Documents to measure on."""
     first_pool: int = 1000
     last_pool: int = 2000
@@ -80,20 +80,16 @@ def transcoders(model: interp.Model, config: Config, source: Memory) -> dict[str
         "cross-layer": saes.train_crosscoder(source, blocks, base),
         "per layer": per_layer(model, source, base),
         "per layer, as many parameters": per_layer(model, source, base.but(n_features=wider)),
-        **{f"cross-layer, {name}": each for name, each in saes.crosscoder_controls(source, blocks, base).items()},
+        "cross-layer, frozen decoder": saes.train_crosscoder(source, blocks, base.but(frozen="decoder")),
+        "cross-layer, random": saes.train_crosscoder(source, blocks, base.but(steps=0)),
     }
 
 
 def stream(model: interp.Model, config: Config, source: Memory) -> dict[str, saes.Crosscoder]:
-    """Crosscoders of the stream after every layer: one code for all, and one of each site for it and those after it."""
-    sites, n = [f"blocks.{layer}.hook_resid_post" for layer in range(model.n_layers)], model.n_layers
-    acausal = config.coder.but(n_features=n * config.coder.n_features, k=n * config.coder.k)
-    blocks = saes.crosscoder_blocks(sites)
-    return {
-        "crosscoder": saes.train_crosscoder(source, blocks, acausal),
-        "weakly causal": saes.train_crosscoder(source, saes.crosscoder_blocks(sites, causal=True), config.coder),
-        "crosscoder, random": saes.train_crosscoder(source, blocks, acausal.but(steps=0)),
-    }
+    """A crosscoder of the stream after every layer, and the same untrained."""
+    blocks = saes.crosscoder_blocks([f"blocks.{layer}.hook_resid_post" for layer in range(model.n_layers)])
+    trained = saes.train_crosscoder(source, blocks, config.coder)
+    return {"crosscoder": trained, "crosscoder, random": saes.train_crosscoder(source, blocks, config.coder.but(steps=0))}
 
 
 def shared(crosscoder: saes.Crosscoder) -> dict[str, Any]:
