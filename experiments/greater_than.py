@@ -11,7 +11,7 @@ features found by their total contribution on some sentences and ablated on othe
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,8 @@ class Config:
     model: str = "demo-gpt2"
     coders: str | None = None
     """A folder with one coder for each MLP, named by layer; None: the bundled ones."""
+    coder_digest: str = ""
+    """Of the coders' weights, so that other coders make another run; filled in by `main`."""
     found_on: tuple[str, str] = ("project", "13")
     """Event and century of the sentences that features are found on."""
     judged_on: tuple[str, str] = ("voyage", "16")
@@ -119,6 +121,13 @@ def coders_of(config: Config) -> list["saes.Coder"]:
     if not folders:
         raise FileNotFoundError(f"{config.coders} has no folders 0, 1 ... with coders.")
     return [saes.load(folder) for folder in folders]
+
+
+def coder_digest(coders: Sequence["saes.Coder"]) -> str:
+    """A short name for the coders' weights."""
+    from interp.edits import digest
+
+    return digest(torch.cat([x.detach().cpu().flatten() for coder in coders for x in (coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec)]))
 
 
 def replaced(model: "interp.Model", coders: Sequence["saes.Coder"], given: Sentences) -> dict[str, Any]:
@@ -312,7 +321,8 @@ def main(
     results = []
     for name in [model] if model else DEMO:
         for seed, (found_on, judged_on) in enumerate(PAIRS[:seeds]):
-            config = Config(name, coders, found_on, judged_on, seed=seed)
+            config = Config(name, coders, "", found_on, judged_on, seed=seed)
+            config = replace(config, coder_digest=coder_digest(coders_of(config)))
             results.append(summary_of(STUDY, config, study, root))
             layers, ablated = results[-1]["layers"], results[-1]["ablations"]
             print(name, found_on, judged_on, f"clean {layers['clean']:.3f}, all replaced {layers['all replaced']:.3f}", flush=True)
