@@ -2,6 +2,7 @@
 
     python -m experiments.feature_variables                    # runs/feature-variables-<hash>/, experiments/results/feature-variables.json
     python -m experiments.feature_variables --model demo-opt   # one model's run; a call for all reads it
+    python -m experiments.feature_variables --documents 600    # fewer documents, fewer variables
 
 Documents are new to model and coders. For each variable the best feature (of all layers) and level are chosen on half of the documents and
 measured on the other half. The ceiling is a logistic regression on what the coder reads and on the stream, fitted on three quarters of the
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float
 import interp
 import saes
 from experiments import demo_transcoders
-from experiments.runs import ROOT, Run, run_folder
+from experiments.runs import ROOT, Run, as_plain
 from experiments.studies import DEMO, summary_of
 from interp.atlas import encode
 from interp.safefiles import write_text
@@ -55,13 +56,29 @@ SMOKE = {"documents": 200, "least": 5, "probe_steps": 20}
 
 def coders_of(config: Config, root: Path = ROOT) -> dict[str, list[saes.Coder]]:
     """By role, layer after layer, from the run that trained them; roles that it did not keep are left out. FileNotFoundError without it."""
-    trained = next(c for c in demo_transcoders.MODELS if c.model == config.model)
-    model = interp.load(config.model)
-    run = run_folder("demo-transcoders", trained, model, root)
-    if not (run / "done").is_file():
-        raise FileNotFoundError(f"No run {run}: `python -m experiments.demo_transcoders --model {config.model}` makes it.")
-    folders = {role: [demo_transcoders.coder_folder(run, role, i) for i in range(model.n_layers)] for role in CODERS}
+    wanted = next(as_plain(c) for c in demo_transcoders.MODELS if c.model == config.model)
+    n_layers = interp.load(config.model).n_layers
+    for path in sorted(root.glob("demo-transcoders-*/config.json")):  # read, not named by its hash: configs gain fields with new defaults
+        made = json.loads(path.read_text())
+        if (path.parent / "done").is_file() and agrees(made, wanted):
+            run = path.parent
+            break
+    else:
+        raise FileNotFoundError(
+            f"No run of this config in {root}: `python -m experiments.demo_transcoders --model {config.model}` makes it."
+        )
+    folders = {role: [demo_transcoders.coder_folder(run, role, i) for i in range(n_layers)] for role in CODERS}
     return {role: [saes.load(folder) for folder in some] for role, some in folders.items() if some[0].is_dir()}
+
+
+def agrees(made: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a run's config says nothing else than `wanted`, where both speak."""
+    both = (set(made) & set(wanted)) - {"study"}
+    return all(agrees(made[k], wanted[k]) if isinstance(made[k], dict) else made[k] == _plain(wanted[k]) for k in both)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def work(config: Config, model: interp.Model, run: Run) -> dict[str, Any]:
@@ -216,10 +233,10 @@ def best(frame: Any, n: int = 40) -> list[dict[str, Any]]:
     return json.loads(rows.reset_index().round(4).to_json(orient="records"))
 
 
-def main(smoke: bool = False, model: str = "", root: Path = ROOT) -> None:
+def main(smoke: bool = False, model: str = "", documents: int = Config.documents, root: Path = ROOT) -> None:
     import pandas as pd
 
-    configs = [Config(name) for name in DEMO if model in ("", name)]
+    configs = [Config(name, documents) for name in DEMO if model in ("", name)]
     configs = [replace(configs[0], **SMOKE)] if smoke else configs
     found = [summary_of("feature-variables", config, work, root) for config in configs]
     for one in found:
