@@ -295,6 +295,8 @@ def plan_of(
 
 PAIRS = ((("project", "13"), ("voyage", "16")), (("war", "17"), ("siege", "12")), (("famine", "15"), ("rebellion", "18")))
 """Sentences to find features on and to judge them on, by seed."""
+PAPERS = ("war", "17")
+"""The sentence of the published numbers."""
 
 
 def check(published: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -321,7 +323,7 @@ def main(
     results = []
     for name in [model] if model else DEMO:
         for seed, (found_on, judged_on) in enumerate(PAIRS[:seeds]):
-            config = Config(name, coders, "", found_on, judged_on, seed=seed)
+            config = Config(name, coders, "", found_on, PAPERS if published else judged_on, seed=seed)
             config = replace(config, coder_digest=coder_digest(coders_of(config)))
             results.append(summary_of(STUDY, config, study, root))
             layers, ablated = results[-1]["layers"], results[-1]["ablations"]
