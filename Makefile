@@ -18,13 +18,13 @@ KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 READY := .venv/.ready-$(KEY)
 READY_DEV := .venv/.ready-dev-$(KEY)
 
-.PHONY: help explore test slow browser gpu bench lint format
+.PHONY: help explore test slow browser gpu extras bench lint format
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
-	@echo "Also: make slow | browser | gpu (marked tests), make lint | format, make bench"
+	@echo "Also: make slow | browser | gpu (marked tests), make extras, make lint | format, make bench"
 
 explore: $(READY)
 	$(BIN)/interp explore $(ARGS)
@@ -40,6 +40,13 @@ browser: $(READY_DEV)
 
 gpu: $(READY_DEV)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# What is checked against optional packages: kernels in triton's interpreter, real int8 products. They are kept apart from .venv's own.
+extras: $(READY_DEV) | .venv/extras
+	PYTHONPATH=.venv/extras $(BIN)/python -m pytest tests/saes/test_kernels.py tests/interp/quant/test_int8_execution.py $(ARGS)
+
+.venv/extras: | $(READY_DEV)
+	$(BIN)/python -m pip --disable-pip-version-check install --no-deps --target .venv/extras triton torchao || { rm -rf .venv/extras; exit 1; }
 
 # all three report, whichever fails
 lint: $(READY_DEV)
