@@ -155,7 +155,7 @@ def test_the_bundled_transcoders_stand_in_for_all_mlps(name):
 def _rows() -> list[list[int]]:
     from interp.atlas import encode
 
-    return [encode(document) for document in features.atlas_sample(32, seed=2)]
+    return [encode(document) for document in features.atlas_sample(16, seed=2)]
 
 
 def test_what_is_bundled_has_a_card_and_stays_small():
