@@ -10,11 +10,13 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import circuits
+import interp
 from experiments.evaluate_demo_models import acceptance, measure
 from interp.atlas import RELATIONS, vocabulary, world
 from interp.zoo import bundled
 
 NAMES = ("demo-gpt2", "demo-opt", "demo-pythia")
+ATTENTION = {"demo-opt-clipped": "clipped", "demo-opt-gated": "gated-linear"}
 CLASSES = {"demo-gpt2": "GPT2LMHeadModel", "demo-opt": "OPTForCausalLM", "demo-pythia": "GPTNeoXForCausalLM"}
 
 
@@ -101,3 +103,21 @@ def test_the_user_can_type_plain_english():
     model = handle("demo-gpt2")
     ids = model.tokenizer("When John and Mary went to the store, John gave a drink to", return_tensors="pt")["input_ids"]
     assert model.tokenizer.decode(model.hf(input_ids=ids).logits[0, -1].argmax()) == "Mary"
+
+
+@pytest.mark.parametrize(("name", "kind"), ATTENTION.items())
+def test_a_bundled_variant_is_small_passes_its_checks_and_is_another_model_to_plain_hugging_face(name: str, kind: str):
+    if name not in bundled():
+        pytest.skip(f"{name} is not bundled")
+    folder, model = bundled()[name], interp.load(name)
+    assert model.attention.kind == kind and sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= 8 * 2**20
+    assert model.check().passed
+    text = (folder / "README.md").read_text()
+    assert "Plain Hugging Face code loads the folder without a word, with softmax" in text and kind in text
+    prompts = model.encode(["When John and Mary went to the store , John gave a drink to"])
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        assert float((plain(prompts.ids).logits - model.logits(prompts)).abs().max()) > 0.1
+    facts = json.loads((folder / "facts.json").read_text())
+    found = acceptance(measure(model.hf, {(f["country"], f["relation"]): f["exposure"] for f in facts}, n=96, seed=1))
+    assert sum(row["holds"] for row in found) >= len(found) / 2, found
