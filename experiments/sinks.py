@@ -5,8 +5,8 @@
 
 Bigram-Backcopy (Guo et al. 2024, arXiv 2410.13835): a text follows a table of bigrams, but after a trigger token the token before the
 trigger comes again. A head is needed after triggers alone. Softmax makes it attend somewhere on all other tokens too: it parks on BOS,
-whose value shrinks. Control: ReLU attention, which can attend to nothing; SGD beside Adam. The models are GPT-2s, so all of `interp` reads the
-softmax ones; ReLU patterns come from the same forward and go through the same functions.
+whose value shrinks. Control: ReLU attention, which can attend to nothing; SGD beside Adam. The models are GPT-2s, so all of `interp` reads
+the softmax ones; ReLU patterns come from the same forward and go through the same functions.
 """
 
 import json
