@@ -21,6 +21,9 @@ class Details:
     """It falls linearly to zero over this last fraction."""
     penalty_warmup: float = 0.1
     """The sparsity penalty grows linearly over this fraction of the steps."""
+    beta2: float = 0.95
+    """Adam's memory of squared gradients. A feature's gradient comes with the few rows where it is active; 0.999, a memory of 1000 steps,
+    outlasts what was learned since (measured in experiments/notes/coders.md)."""
     clip: float = 1.0
     """The gradient's norm is cut to this; 0 leaves it."""
     aux_k: int | None = None
@@ -43,6 +46,7 @@ class Details:
     def __post_init__(self) -> None:
         for name in ("warmup", "decay", "penalty_warmup"):
             _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)!r}: a fraction of the steps, 0 to 1.")
+        _require(0 <= self.beta2 < 1, f"beta2={self.beta2!r}: at least 0 and below 1.")
         _require(self.clip >= 0, f"clip={self.clip!r}: a norm, or 0 for none.")
         _require(self.aux_k is None or self.aux_k > 0, f"aux_k={self.aux_k!r}: a positive number of features, or None.")
         _require(self.resample_every >= 0, f"resample_every={self.resample_every!r}: a number of steps, 0 for never.")

@@ -55,7 +55,7 @@ class Trainer:
         self.last_fired: Int[Tensor, " n_features"] = torch.zeros(config.n_features, dtype=torch.long, device=sample.device)
         self.parameters = {**dict(self.weights.named_parameters()), **{f"rule.{n}": p for n, p in self.rule.parameters().items()}}
         trained = [p for p in self.parameters.values() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=(0.9, config.details.beta2), fused=True)
 
     def step(self, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"] | None = None) -> Metrics:
         """One batch; an autoencoder needs no y. ValueError if the loss is not finite."""

@@ -162,7 +162,7 @@ def test_rows_that_cannot_be_learned_from_are_refused(x, y, config, message):
 
 
 def test_a_coder_whose_features_all_died_is_refused_with_what_to_do():
-    x, _, _ = sparse_rows(500)
-    config = SMALL.but(kind="relu", penalty=1e4, lr=0.05, aux_coefficient=0.0, penalty_warmup=0.0, steps=100)
+    x, _, _ = sparse_rows(300)
+    config = Config(kind="relu", n_features=24, k=3, penalty=1e4, lr=0.5, steps=60, batch_size=64)
     with pytest.raises(ValueError, match="Every feature of the relu coder is dead.*Lower penalty"):
         saes.fit(x, config=config)
