@@ -123,6 +123,40 @@ def compare(
     show(table(f"Shared {unit} of {found.n}", columns, rows, right=columns))
 
 
+@app.command()
+def features(
+    model: ModelName, text: Annotated[str, typer.Argument(help="One prompt.")],
+    answers: Annotated[str, typer.Option(help="A token, or CORRECT,INCORRECT; none: the likeliest next tokens.")] = "",
+    coders: Annotated[Path | None, typer.Option(help="Folder with a transcoder for each MLP: 0, 1 ... (default: bundled).")] = None,
+    max_nodes: Annotated[int, typer.Option(min=0, help="Features to trace.")] = 500,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole graph as JSON.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many nodes to list.")] = 15, device: Device = "auto", as_json: Json = False,
+) -> None:  # fmt: skip
+    """Which transcoder features, tokens and errors bring the next token about: the feature graph of a prompt."""
+    with refusals():
+        import saes
+        from circuits.features import feature_graph
+        from interp.models import load
+        from interp.safefiles import write_text
+
+        loaded = load(model, device)
+        folders = sorted((f for f in coders.iterdir() if f.name.isdigit()), key=lambda f: int(f.name)) if coders is not None else []
+        own = saes.bundled(loaded.name) if coders is None else [saes.load(folder) for folder in folders]
+        ids = tuple(_token(loaded, word) for word in answers.split(",")) if answers else None
+        graph = feature_graph(loaded, text, own, ids[0] if ids is not None and len(ids) == 1 else ids, max_nodes=max_nodes)  # type: ignore[arg-type]
+        if out is not None:
+            write_text(out, graph.to_json())
+    if as_json:
+        write_json(json.loads(graph.to_json()))
+        return
+    show(f"{graph.n_features} of {graph.n_active} active features, {graph.n_edges} edges", "")
+    show(f"Replacement score {graph.scores.replacement:.3f}, completeness score {graph.scores.completeness:.3f}", "")
+    rows = [(id, graph[id].label, "" if (p := graph[id].pos) is None else graph.words[p], f"{part:.3f}") for id, part in graph.top(top)]
+    show(table(f"Most influence: {len(rows)} of {len(graph.nodes)} nodes", ("node", "label", "at", "influence"), rows))
+    if out is not None:
+        show("", f"Written: {out}")
+
+
 def _load(name: str, task: str, n: int, seed: int, device: str) -> "tuple[Model, Task]":
     from circuits.tasks import Task
     from circuits.tasks import task as make
@@ -130,6 +164,13 @@ def _load(name: str, task: str, n: int, seed: int, device: str) -> "tuple[Model,
 
     model = load(name, device)
     return model, Task.from_csv(task, model) if task.endswith(".csv") else make(task, model, n, seed)
+
+
+def _token(model: "Model", word: str) -> int:
+    ids = model.encode(word, bos=False).rows()[0]
+    if len(ids) != 1:
+        raise ValueError(f"An answer is one token; {word!r} has {len(ids)} in {model.name}.")
+    return ids[0]
 
 
 def _sizes(text: str) -> tuple[float, ...]:

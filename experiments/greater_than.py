@@ -287,7 +287,7 @@ def plan_of(
     model: "interp.Model", prompts: "interp.Prompts", coders: Sequence["saes.Coder"], pairs: Sequence[tuple[int, int]]
 ) -> "interp.Plan":
     """Ablates (layer, feature) pairs at the last position; later coders read what that leaves."""
-    from saes.feature_edits import FeatureEdit, feature_edits
+    from saes.feature_editing import FeatureEdit, feature_edits
 
     by_layer = {layer: tuple(dict.fromkeys(f for own, f in pairs if own == layer)) for layer in {layer for layer, _ in pairs}}
     return feature_edits(model, prompts, [FeatureEdit(coders[layer], some, "ablate", pos=-1) for layer, some in by_layer.items()])

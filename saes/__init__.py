@@ -16,6 +16,7 @@ from saes.crosscoders import (
     train_crosscoder,
 )
 from saes.evaluation import Evaluation, Together, evaluate, evaluate_together
+from saes.feature_editing import FeatureDose, FeatureEdit, feature_dose_response, feature_edits
 from saes.fitting import controls, fit, fit_many
 from saes.formats import load
 from saes.formats.crosscoders import load_crosscoder
@@ -26,8 +27,9 @@ from saes.training import mlp_transcoders, train
 from saes.zoo import bundled, bundled_models
 
 __all__ = [
-    "Block", "Coder", "Config", "Crosscoder", "CrosscoderEvaluation", "Details", "Evaluation", "Recovery", "Sharing", "Together",
-    "bundled", "bundled_models", "clt_blocks", "controls", "convert", "cosine", "crosscoder_blocks", "crosscoder_controls",
-    "crosscoder_replacements", "evaluate", "evaluate_crosscoder", "evaluate_together", "fit", "fit_many", "load", "load_crosscoder",
-    "mlp_transcoders", "recovery", "replacements", "sharing", "train", "train_crosscoder",
+    "Block", "Coder", "Config", "Crosscoder", "CrosscoderEvaluation", "Details", "Evaluation", "FeatureDose", "FeatureEdit", "Recovery",
+    "Sharing", "Together", "bundled", "bundled_models", "clt_blocks", "controls", "convert", "cosine", "crosscoder_blocks",
+    "crosscoder_controls", "crosscoder_replacements", "evaluate", "evaluate_crosscoder", "evaluate_together", "feature_dose_response",
+    "feature_edits", "fit", "fit_many", "load", "load_crosscoder", "mlp_transcoders", "recovery", "replacements", "sharing", "train",
+    "train_crosscoder",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 import interp
 from circuits.features.backward import edges, feature_readouts
 from circuits.features.replacement import local_replacement
-from saes.feature_edits import FeatureEdit, feature_dose_response, feature_edits
+from saes.feature_editing import FeatureEdit, feature_dose_response, feature_edits
 from saes.replacing import replacements
 from tests.circuits.features.made_up import VARIANTS, random_coder, random_coders
 from tests.tiny import random_ids
@@ -68,7 +68,7 @@ def test_a_plan_of_several_layers_is_the_model_with_the_edited_codes_in_place(lo
         def write(module, args, output, coder=coder, mine=mine, layer=layer):
             norm = model.anatomy.blocks[layer].norm2
             x = (args[0] - norm.bias) / norm.weight  # the MLP's input without the norm's weight and bias
-            z = coder.encode(x)
+            z = coder.encode(x).detach()
             new = z.clone()
             for edit in mine:
                 for row, length in enumerate(prompts.lengths.tolist()):
