@@ -159,7 +159,7 @@ def _clamped(service: Service, case: Case, coder: "Coder", feature: tuple[int, i
     from interp.metrics import logit_diff
     from interp.nextwords import next_words
     from interp.sweeps import sweep
-    from saes.feature_edits import FeatureEdit, feature_edits
+    from saes import FeatureEdit, feature_edits
     from saes.features import feature_activations
 
     start = time.perf_counter()

@@ -28,7 +28,7 @@ def python(case: Case) -> str:
         )
     layer, feature = view.layer_feature or (view.layer, 0)
     return head + (
-        "from saes.feature_edits import FeatureEdit, feature_edits\nfrom saes.features import feature_report\n"
+        "from saes import FeatureEdit, feature_edits\nfrom saes.features import feature_report\n"
         "from interp.atlas import encode\nfrom saes.features import atlas_sample, atlas_variables\n\n"
         f"sample = atlas_sample({feature_answers.DOCUMENTS})\n"
         f"report = feature_report(model, coders[{layer}], {feature}, [encode(d) for d in sample], variables=atlas_variables(sample))\n"

@@ -50,7 +50,7 @@ def write(path: str | Path, circuit: Circuit, tokens: Sequence[str] | None = Non
     graph = {"metadata": metadata, "qParams": qparams, "nodes": _nodes(circuit, ids, len(words) - 1), "links": _links(circuit, ids)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(graph, indent=1))
-    _enter(path.with_name("graph-metadata.json"), metadata)
+    enter(path.with_name("graph-metadata.json"), metadata)
 
 
 def read(path: str | Path) -> Circuit:
@@ -148,7 +148,7 @@ def _name(graph: Graph, node: Mapping[str, Any], path: str | Path) -> str:
     return name
 
 
-def _enter(path: Path, metadata: Mapping[str, Any]) -> None:
+def enter(path: Path, metadata: Mapping[str, Any]) -> None:
     """Adds a graph to the folder's list, in place of one of the same slug."""
     listed = read_json(path, "a list of graphs", graphs=list)["graphs"] if path.is_file() else []
     write_text(path, json.dumps({"graphs": [*(g for g in listed if g.get("slug") != metadata["slug"]), metadata]}, indent=1))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.edges.tracer import FORMAT
-from circuits.edges.tracer import _enter as enter
+from circuits.edges.tracer import enter
 from circuits.features.graph import FeatureGraph, Node
 from interp.safefiles import write_text
 
