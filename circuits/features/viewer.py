@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from circuits.edges.tracer import FORMAT
-from circuits.edges.tracer import enter
+from circuits.edges.tracer import FORMAT, enter
 from circuits.features.graph import FeatureGraph, Node
 from interp.safefiles import write_text
 
