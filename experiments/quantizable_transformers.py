@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from experiments.train_demo_models import Config as Training
 
 RESULTS = Path(__file__).parent / "results" / "attention-variants.json"
+NOTE = Path(__file__).parent / "notes" / "attention-variants.md"
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+"""What stands between them in the note is written by this study."""
 VARIANTS = {"vanilla": "softmax", "clipped": "clipped(gamma=-0.03, zeta=1)", "gated": "gated-linear"}
 UNTRAINED = ("clipped(gamma=-0.03, zeta=1)", "normalized-clipped(alpha=2)", "softmax-1")
 BUNDLED = ("demo-opt", "demo-opt-clipped", "demo-opt-gated")
@@ -162,6 +165,8 @@ def rows(root: Path, smoke: bool) -> Iterator[dict[str, Any]]:
     for name in BUNDLED:
         if name in bundled():
             yield row("bundled", name, Config(name, 0, **changes))
+    for attention in () if smoke else UNTRAINED:
+        yield row("untrained use of demo-opt", attention, Config("demo-opt", 0, attention, schemes=("w8a8",), draws=1))
 
 
 def interval(values: list[float]) -> dict[str, float | None]:
@@ -186,7 +191,7 @@ def summary(frame: "pd.DataFrame") -> dict[str, Any]:
         about = {"group": group, "variant": variant, "seeds": len(found)}
         means.append(about | {c: interval(own[c].tolist()) for c in columns})
         paired = [seed for seed in own.index if seed in vanilla.index]
-        if group != "bundled" and variant != "vanilla" and paired:
+        if group in ("trained", "untrained use") and variant != "vanilla" and paired:
             differences.append(about | {c: interval([float(own[c][s] - vanilla[c][s]) for s in paired]) for c in columns})
     plain = [{k: v for k, v in row.items() if v == v} for row in frame.to_dict("records")]
     return {
@@ -202,13 +207,43 @@ def figure(frame: "pd.DataFrame") -> "go.Figure":
 
     plot = go.Figure()
     for (group, variant), found in frame.groupby(["group", "variant"], sort=False):
-        if group != "untrained use":
+        if group in ("trained", "bundled"):
             plot.add_scatter(x=found.inf_norm_block, y=found["w8a8_damage"], mode="markers", name=f"{variant} ({group})")
     return plot.update_layout(
         title="Do smaller outliers make W8A8 cheaper?",
         xaxis_title="max inf-norm of block outputs",
         yaxis_title="W8A8 loss - loss (nats/token)",
     )
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table of means with half-widths of the intervals, and the differences from vanilla."""
+    columns = {
+        "loss": "loss", "inf_norm_block": "inf-norm, blocks", "inf_norm_mlp": "MLPs", "inf_norm_all": "all",
+        "paper_kurtosis": "kurtosis (paper)", "kurtosis": "kurtosis (scale-free)", "sink_rate": "sink rate, T=32",
+        "w8a8_damage": "W8A8 - loss", "w6a6_damage": "W6A6 - loss",
+    }  # fmt: skip
+
+    def cell(row: dict[str, Any], column: str) -> str:
+        value = row.get(column)
+        if value is None:
+            return "-"
+        return f"{value['mean']:.4g}" + ("" if value["low"] is None else f" ± {value['mean'] - value['low']:.2g}")
+
+    lines = []
+    for title, rows in (("Means over seeds", found["means"]), ("Differences from vanilla, seed by seed", found["minus_vanilla"])):
+        lines += ["", f"{title} (± half of the 95 % t-interval; none with one seed):", ""]
+        lines += [f"| group | attention | seeds | {' | '.join(columns.values())} |", f"| {' | '.join(['---'] * (3 + len(columns)))} |"]
+        for row in rows:
+            cells = " | ".join(cell(row, c) for c in columns)
+            lines.append(f"| {row['group']} | {row['variant']} | {row['seeds']} | {cells} |")
+    return "\n".join(lines[1:])
+
+
+def write_note(found: dict[str, Any], note: Path = NOTE) -> None:
+    """Puts the tables into the note."""
+    before, _, rest = note.read_text(encoding="utf-8").partition(BEGIN)
+    write_text(note, f"{before}{BEGIN}\n\n{markdown(found)}\n\n{END}{rest.partition(END)[2]}")
 
 
 def main(train: bool = False, smoke: bool = False, out: Path | None = None, root: Path = ROOT) -> None:
@@ -225,7 +260,10 @@ def main(train: bool = False, smoke: bool = False, out: Path | None = None, root
     frame = pd.DataFrame(list(rows(root, smoke)))
     target = out if out is not None else None if smoke else RESULTS
     if target is not None:
-        write_text(target, json.dumps(summary(frame) | {"missing": missing}, indent=1) + "\n")
+        found = summary(frame) | {"missing": missing}
+        write_text(target, json.dumps(found, indent=1) + "\n")
+        if target == RESULTS:
+            write_note(found)
         figure(frame).write_html(root / "attention-variants.html", include_plotlyjs=True)
     shown = ["loss", "inf_norm_block", "paper_kurtosis", "sink_rate", "w8a8_damage", "w6a6_damage"]
     console.print(frame.groupby(["group", "variant"], sort=False)[[c for c in shown if c in frame]].mean().round(4).to_string())
