@@ -17,8 +17,9 @@ What the sites hold: `hook_pattern` the weights that values are mixed with. Clip
 key-bias rows sum to less than 1 (the extra key's column is left out). `hook_gate` [row, pos, head, 1] the gate, in models that have one;
 `hook_z` is pattern @ v times the gate, so W_O reads it as ever.
 
-A variant belongs to training. Switched on in a model that was trained without it, it takes attention away that the model relies on; how much
-depends on the rows: gamma = -0.03 leaves nothing of 35 equal weights, so long texts lose nearly all (`experiments/notes/attention-variants.md`).
+A variant belongs to training. Switched on in a model that was trained without it, it takes attention away that the model relies on. How
+much depends on the rows: gamma = -0.03 leaves nothing of 35 equal weights, so long texts lose nearly all. Measured in
+`experiments/notes/attention-variants.md`.
 """
 
 import math

@@ -59,8 +59,9 @@ def test_rows_are_those_of_finished_runs_and_each_is_measured_once(runs: Path, m
 
     monkeypatch.setattr(study, "measure", fake)
     first, again = (list(study.rows(runs, smoke=False)) for _ in range(2))
-    assert first == again and asked == [("softmax", None), ("softmax", "softmax-1"), ("gated-linear", None)]
-    assert [(r["group"], r["variant"]) for r in first] == [("trained", "vanilla"), ("untrained use", "softmax-1"), ("trained", "gated")]
+    assert first == again and asked == [("softmax", None), ("softmax", "softmax-1"), ("gated-linear", None), ("softmax", "softmax-1")]
+    groups = [("trained", "vanilla"), ("untrained use", "softmax-1"), ("trained", "gated"), ("untrained use of demo-opt", "softmax-1")]
+    assert [(r["group"], r["variant"]) for r in first] == groups
 
 
 def test_intervals_and_differences_are_over_seeds():
