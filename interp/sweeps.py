@@ -249,7 +249,8 @@ def _row_chunks(model: Model, rows: Rows, width: int, budget: int, trim: bool) -
     if not len(rows):
         return []
     size = torch.finfo(model.dtype).bits // 8
-    attention = 3 * width * model.d_model * size + rows.tokens * width * (2 * model.n_heads * size + 4)
+    matrices = 2 if model.attention.kind == "softmax" or model.attention.is_gate else 6  # scores and weights, and the formula's steps
+    attention = 3 * width * model.d_model * size + rows.tokens * width * (matrices * model.n_heads * size + 4)
     logits = (1 if trim else rows.tokens) * model.d_vocab * 3 * size
     share = (rows.tokens * _token_bytes(model) + attention + logits) / budget
     total = np.cumsum(np.maximum(share, rows.tokens / _most_tokens(model)))
