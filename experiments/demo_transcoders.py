@@ -36,7 +36,9 @@ class Config:
     """What is trained on which model."""
 
     model: str = "demo-gpt2"
-    coder: saes.Config = saes.Config(n_features=1024, k=16, steps=1000, batch_size=1024, dead_after=50_000)
+    coder: saes.Config = saes.Config(
+        n_features=1024, k=16, steps=1000, batch_size=1024, dead_after=50_000, details=saes.Details(beta2=0.999)
+    )
     rows: int = 64
     """Documents of a batch in measuring."""
     measured: int = 6
@@ -46,9 +48,7 @@ class Config:
     """The pool that is measured on."""
 
 
-SMALL = saes.Config(n_features=512, k=16, steps=400, batch_size=512, dead_after=50_000)
-MODELS = (Config("demo-gpt2"), Config("demo-opt"), Config("demo-pythia", coder=SMALL))
-"""Pythia's MLPs clear the targets with half the features and a fifth of the tokens."""
+MODELS = tuple(Config(model) for model in ("demo-gpt2", "demo-opt", "demo-pythia"))
 SMOKE = (Config(coder=saes.Config(n_features=64, k=4, steps=4, batch_size=64), rows=8, measured=2),)
 
 

@@ -3,7 +3,8 @@
     python -m experiments.benchmarks.synthetic_coders [--sae-lens-python PYTHON]    # writes experiments/results/synthetic-coders.json
     python -m experiments.benchmarks.synthetic_coders --smoke                       # few rows, prints only
 
-Every coder sees the same rows as often. Recovery is measured on other rows. Learning rates: each tool's default, and the other's.
+Every coder sees the same rows as often. Recovery is measured on other rows. Three worlds of each kind, each with its own rows and starts.
+Learning rates: ours is the default; SAELens has three, since its default (3e-4) is made for far longer trainings.
 """
 
 import json
@@ -12,6 +13,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,29 +34,42 @@ ROWS, MEASURED = 600_000, 20_000
 WORLDS = {"plain": (Levers(), 3), "structured": (Levers(roots=16, rank=8, most=0.3), 5)}
 """With k near the true number of active features."""
 FEATURES = 256
-DEFAULT_OF_SAELENS = 3e-4
+SEEDS = (0, 1, 2)
+KINDS = ("topk", "batchtopk", "matryoshka")
+RATES_OF_SAELENS = {"topk": (3e-4, 8e-3, 1.6e-2), "batchtopk": (8e-3,), "matryoshka": (8e-3,)}
 
 
-def configs(steps: int, k: int) -> dict[str, saes.Config]:
-    base = saes.Config(n_features=FEATURES, k=k, steps=steps, dead_after=20_000)
-    found = {kind: base.but(kind=kind) for kind in ("topk", "batchtopk", "matryoshka")}
-    return found | {"topk, lr of SAELens": base.but(lr=DEFAULT_OF_SAELENS), "random": base.but(steps=0)}
+def configs(steps: int, k: int, seed: int = 0) -> dict[str, saes.Config]:
+    base = saes.Config(n_features=FEATURES, k=k, steps=steps, dead_after=20_000, seed=seed)
+    return {kind: base.but(kind=kind) for kind in KINDS} | {"random": base.but(steps=0)}
 
 
-def dictionaries(n: int, python: str | None) -> list[dict[str, Any]]:
+def dictionaries(n: int, python: str | None, seeds: Sequence[int] = SEEDS) -> list[dict[str, Any]]:
     found = []
-    for name, (levers, k) in WORLDS.items():
-        world = Dictionary.draw(levers)
+    for (name, (levers, k)), seed in product(WORLDS.items(), seeds):
+        world = Dictionary.draw(replace(levers, seed=seed))
         x, _ = world.sample(n)
         tests = world.sample(min(n, MEASURED), seed=1)
-        for label, config in configs(n // 1024, k).items():
+        for label, config in configs(n // 1024, k, seed).items():
             start = time.process_time()
             coder = saes.fit(x, config=config)
-            found.append(row(name, f"ours, {label}", coder, world, tests, time.process_time() - start))
-        for lr in (DEFAULT_OF_SAELENS, configs(1, k)["topk"].learning_rate) if python else ():
-            coder, seconds = theirs(x, k, lr, str(python))
-            found.append(row(name, f"sae-lens, topk, lr {lr:g}", coder, world, tests, seconds))
+            found.append({"seed": seed} | row(name, f"ours, {label}", coder, world, tests, time.process_time() - start))
+        for kind, lr in [(kind, lr) for kind, rates in RATES_OF_SAELENS.items() for lr in rates] if python else ():
+            coder, seconds = theirs(x, kind, k, lr, seed, str(python))
+            found.append({"seed": seed} | row(name, f"sae-lens, {kind}, lr {lr:g}", coder, world, tests, seconds))
     return found
+
+
+def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and range over seeds of MCC and F1."""
+    import pandas as pd
+
+    grouped = pd.DataFrame(rows).groupby(["world", "coder"], sort=False)
+    return [
+        {"world": world, "coder": coder, "seeds": len(part)}
+        | {name: [round(float(x), 4) for x in (part[name].mean(), part[name].min(), part[name].max())] for name in ("mcc", "f1")}
+        for (world, coder), part in grouped
+    ]  # type: ignore[misc]
 
 
 def row(
@@ -62,12 +79,12 @@ def row(
     return {"world": world, "coder": label, "seconds": round(seconds, 1), **{k: round(v, 4) for k, v in found.summary().items()}}
 
 
-def theirs(x: torch.Tensor, k: int, lr: float, python: str) -> tuple[saes.Coder, float]:
+def theirs(x: torch.Tensor, kind: str, k: int, lr: float, seed: int, python: str) -> tuple[saes.Coder, float]:
     """SAELens's autoencoder, read from its own files, and the processor seconds of its training."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.safetensors")
         write_tensors(rows, {"x": x})
-        command = [python, str(WORKER), str(rows), str(Path(folder, "sae")), str(FEATURES), str(k), str(lr)]
+        command = [python, str(WORKER), str(rows), str(Path(folder, "sae")), str(FEATURES), str(k), str(lr), kind, str(seed)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return saes.load(Path(folder, "sae")), float(done.stdout.split()[-1])
 
@@ -95,10 +112,11 @@ def main(sae_lens_python: Annotated[str | None, typer.Option()] = None, smoke: b
     n = 4096 if smoke else ROWS
     report: dict[str, Any] = {"machine": describe_machine(), "rows": n, "n_features": FEATURES}
     report["transcoders"] = transcoders(n)
-    report["dictionaries"] = dictionaries(n, sae_lens_python)
+    report["dictionaries"] = dictionaries(n, sae_lens_python, SEEDS[:1] if smoke else SEEDS)
+    report["means"] = means(report["dictionaries"])  # [mean, least, largest]
     console = Console(width=160)
     console.print(report["transcoders"])
-    for each in report["dictionaries"]:
+    for each in report["means"]:
         console.print(each)
     if not smoke:
         write_text(RESULTS, json.dumps(report, indent=1) + "\n")
