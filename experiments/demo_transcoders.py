@@ -48,7 +48,9 @@ class Config:
     """The pool that is measured on."""
 
 
-MODELS = tuple(Config(model) for model in ("demo-gpt2", "demo-opt", "demo-pythia"))
+SMALL = replace(Config.coder, n_features=512, steps=400, batch_size=512)
+MODELS = (Config("demo-gpt2"), Config("demo-opt"), Config("demo-pythia", coder=SMALL))
+"""Pythia's MLPs clear the targets with half the features and a fifth of the tokens."""
 SMOKE = (Config(coder=saes.Config(n_features=64, k=4, steps=4, batch_size=64), rows=8, measured=2),)
 
 
