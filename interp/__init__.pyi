@@ -1,5 +1,6 @@
 """The names of `interp`, each from where it is defined; `__init__.py` imports them when they are first used."""
 
+from .attention_variants import AttentionVariant as AttentionVariant
 from .bake import bake as bake
 from .bake import bake_weights as bake_weights
 from .contributions import LogitAttribution as LogitAttribution
