@@ -54,6 +54,9 @@ def problems_of_interp(words: list[str]) -> list[str]:
     cli = pytest.importorskip("interp.cli")
     verb = [word for word in words[:1] if not word.startswith("-")]
     result = typer_testing.CliRunner().invoke(cli.app, [*verb, "--help"], env={"COLUMNS": "200"})
+    if "COMMAND [ARGS]" in result.output and verb:  # a group: its command is asked
+        verb = words[:2]
+        result = typer_testing.CliRunner().invoke(cli.app, [*verb, "--help"], env={"COLUMNS": "200"})
     if result.exit_code:
         return [f"interp {' '.join(verb)} --help ends with status {result.exit_code}"]
     options = {word.split("=")[0] for word in words if word.startswith("--")}
