@@ -22,6 +22,14 @@ def sites_of(coder: Coder, model: Model) -> tuple[str, str]:
     return coder.input_site, coder.target_site
 
 
+def mlp_sites(model: Model, layer: int) -> tuple[str, str]:
+    """What a layer's MLP reads and what it adds to the stream. Its input is the second norm's output, before weight and bias; in a
+    post-norm block, whose norms come after the additions, it is the stream itself. KeyError for a layer that the model lacks."""
+    name = f"blocks.{layer}"
+    target = model.sites().get(f"{name}.hook_mlp_out").name
+    return f"{name}.{'hook_resid_mid' if model.anatomy.blocks[layer].wiring == 'post-norm' else 'ln2.hook_normalized'}", target
+
+
 def in_order(coders: Sequence[Coder], model: Model) -> list[Coder]:
     """The coders in the causal order of their targets. ValueError if two replace the same site."""
     order = {site.name: i for i, site in enumerate(model.sites())}

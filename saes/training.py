@@ -16,6 +16,7 @@ from saes import checkpoints
 from saes.coders import Coder
 from saes.config import Config
 from saes.fitting import EVERY, SAMPLE, Sink, log, rewind
+from saes.replacing import mlp_sites
 from saes.trainer import Metrics, Trainer
 from saes.weights import ROWS, Scaling
 
@@ -105,9 +106,11 @@ def run(
 
 
 def mlp_transcoders(model: Model, config: Config, layers: Iterable[int] | None = None) -> list[Config]:
-    """A config for each layer's MLP: from its normalised input to what it adds to the stream (Dunefsky et al. 2024, arXiv 2406.11944)."""
-    chosen = range(model.n_layers) if layers is None else layers
-    sites = [(f"blocks.{layer}.ln2.hook_normalized", f"blocks.{layer}.hook_mlp_out") for layer in chosen]
+    """A config for each layer's MLP: from its normalised input to what it adds to the stream (Dunefsky et al. 2024, arXiv 2406.11944).
+
+    The input of a post-norm block's MLP (OPT-350m) is `hook_resid_mid`. KeyError for a layer that the model lacks.
+    """
+    sites = [mlp_sites(model, layer) for layer in (range(model.n_layers) if layers is None else layers)]
     return [replace(config, input_site=source, target_site=target) for source, target in sites]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from interp.models import Model
+from saes.replacing import mlp_sites
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Block:
 def clt_blocks(model: Model, layers: Iterable[int] | None = None) -> tuple[Block, ...]:
     """A cross-layer transcoder of a model's MLPs: from `blocks.i.ln2.hook_normalized` to `blocks.j.hook_mlp_out` for all j >= i.
 
+    The input of a post-norm block's MLP (OPT-350m) is `blocks.i.hook_resid_mid`.
+
     layers  a range without gaps (default: all). ValueError for others: a layer that is left out would be written to by nobody.
     """
     chosen = list(range(model.n_layers) if layers is None else layers)
@@ -39,8 +42,8 @@ def clt_blocks(model: Model, layers: Iterable[int] | None = None) -> tuple[Block
     if not chosen or chosen != list(range(chosen[0], chosen[0] + len(chosen))):
         given = ", ".join(map(str, chosen)) or "none"
         raise ValueError(f"A cross-layer transcoder takes neighbouring layers in order, such as 0,1,2; given {given}.")
-    outputs = [f"blocks.{layer}.hook_mlp_out" for layer in chosen]
-    return tuple(Block((f"blocks.{layer}.ln2.hook_normalized",), tuple(outputs[i:])) for i, layer in enumerate(chosen))
+    inputs, outputs = zip(*(mlp_sites(model, layer) for layer in chosen), strict=True)
+    return tuple(Block((source,), outputs[i:]) for i, source in enumerate(inputs))
 
 
 def crosscoder_blocks(sites: Sequence[str], causal: bool = False) -> tuple[Block, ...]:

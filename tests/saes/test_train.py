@@ -7,7 +7,7 @@ import interp
 import saes
 from interp.store import Memory
 from saes import Config
-from tests.tiny import random_ids
+from tests.tiny import VARIANTS, random_ids
 
 BASE = Config(n_features=48, k=4, steps=12, batch_size=64)
 
@@ -33,6 +33,21 @@ def test_coders_trained_together_are_those_trained_alone(model, documents):
     assert all(c.transcoder and c.info["model"] == model.name for c in together)
     assert same(together[1], saes.train(model, configs[1], documents))
     assert not saes.train(model, Config(**{**vars(BASE), "input_site": "blocks.1.hook_resid_post"}), documents).transcoder
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_transcoder_reads_what_its_mlp_reads(folders, variant):
+    model = interp.load(folders[variant], dtype="float64")
+    configs = saes.mlp_transcoders(model, BASE)
+    assert [(c.input_site, c.target_site) for c in configs] == [(b.reads[0], b.writes[0]) for b in saes.clt_blocks(model)]
+    prompts = interp.Prompts.from_ids(random_ids(2, 6).tolist())
+    for config in configs:
+        source, target = str(config.input_site), str(config.target_site)
+        clean, edited = (model.capture(prompts, [target], edits=edits)[target] for edits in ([], [interp.Edit(source, "zero", pos=3)]))
+        changed = (clean - edited).abs().amax(2) > 1e-9
+        assert changed[:, 3].all() and not changed[:, :3].any(), f"{source} is no input of {target}"
+    with pytest.raises(KeyError, match=r"blocks.7"):
+        saes.mlp_transcoders(model, BASE, layers=[7])
 
 
 def test_training_that_was_interrupted_goes_on_bit_for_bit(model, documents, tmp_path):
