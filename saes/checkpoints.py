@@ -45,7 +45,7 @@ def read(path: str | Path, trainers: dict[str, Trainer]) -> dict[str, Any]:
         raise ValueError(f"{path} holds {', '.join(state['trainers'])}; this training has {', '.join(trainers)}. Give another folder.")
     for name, trainer in trainers.items():
         saved = state["trainers"][name]
-        if (config := Config.from_json(saved["config"])) != trainer.config:
+        if (config := Config.from_file(saved["config"])) != trainer.config:
             differs = [k for k, v in config.to_json().items() if v != trainer.config.to_json()[k]]
             raise ValueError(f"{path} is of another training of {name}: {', '.join(differs)} differ. Give another folder or delete it.")
         was, now = tensors.get(f"{name}/data"), _data(trainer)

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 Kind = Literal["topk", "batchtopk", "jumprelu", "relu", "gated", "matryoshka"]
 Frozen = Literal["decoder", "encoder"]
 KINDS: tuple[str, ...] = get_args(Kind)
+BEFORE = {"beta2": 0.999}
+"""What was done where a saved config lacks a detail that came later."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,11 @@ class Config:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Config":
         return _make(cls, data)
+
+    @classmethod
+    def from_file(cls, data: Mapping[str, Any]) -> "Config":
+        """The config that a coder or checkpoint was saved with. A detail that an older file lacks is what it was then, not today's default."""
+        return cls.from_json({**data, "details": BEFORE | dict(data.get("details", {}))})
 
     def but(self, **changes: Any) -> "Config":
         """A copy with other values; fields of `details` are given by their own names."""

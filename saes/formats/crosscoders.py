@@ -48,7 +48,7 @@ def read(path: Path) -> Crosscoder:
     for i, block in enumerate(about["blocks"]):
         tensors = chosen(found, file, [f"{i}/{name}" for name in NEEDED], [f"{i}/{name}" for name in OPTIONAL])
         named = {name.split("/", 1)[1]: tensor for name, tensor in tensors.items()}
-        coder = Coder(**named, config=Config.from_json(block["config"]), transcoder=block["transcoder"], info=block["info"])
+        coder = Coder(**named, config=Config.from_file(block["config"]), transcoder=block["transcoder"], info=block["info"])
         coders.append(coder.requires_grad_(False).eval())
     blocks = tuple(Block(tuple(block["reads"]), tuple(block["writes"])) for block in about["blocks"])
     return Crosscoder(blocks, tuple(coders), about["widths"], about["info"])

@@ -107,7 +107,7 @@ def _coder(about: dict[str, Any], kind: str, tensors: dict[str, Tensor], transco
 def _known(about: dict[str, Any], kind: str, metadata: dict[str, Any], path: Path) -> tuple[Config, dict[str, Any]]:
     """Config and info: our own where the file came from here."""
     if own := metadata.get(OWN):
-        return Config.from_json(own["config"]), own["info"]
+        return Config.from_file(own["config"]), own["info"]
     if kind == "topk" and "k" not in about:
         raise ValueError(f"{path}/cfg.json lacks k, the number of active features of a topk coder.")
     m, source = int(about["d_sae"]), metadata.get("hook_name")

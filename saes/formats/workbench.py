@@ -28,5 +28,5 @@ def read(path: Path) -> Coder:
     if about["version"] != VERSION:
         raise ValueError(f"{path}/coder.json has version {about['version']!r}; this program reads {VERSION}.")
     tensors = tensors_of(path / "coder.safetensors", ["W_enc", "b_enc", "W_dec", "b_dec"], ["threshold", "W_skip"])
-    coder = Coder(**tensors, config=Config.from_json(about["config"]), transcoder=about["transcoder"], info=about["info"])
+    coder = Coder(**tensors, config=Config.from_file(about["config"]), transcoder=about["transcoder"], info=about["info"])
     return coder.requires_grad_(False).eval()

@@ -242,6 +242,17 @@ def test_folders_have_the_permissions_that_the_user_gives(tmp_path):
     assert folder.stat().st_mode & 0o077 == 0
 
 
+def test_a_coder_saved_before_there_was_a_beta2_says_what_it_was_trained_with(tmp_path):
+    folder = trained().save(tmp_path / "coder")
+    assert saes.load(folder).config.details.beta2 == trained().config.details.beta2
+    about = json.loads((folder / "coder.json").read_text())
+    del about["config"]["details"]["beta2"]
+    (folder / "coder.json").write_text(json.dumps(about))
+    assert saes.load(folder).config == trained().config.but(beta2=0.999)
+    assert saes.bundled("demo-opt")[0].config.details.beta2 == 0.999
+    assert Config.from_json({}).details.beta2 == Config().details.beta2, "what a user leaves out is today's default"
+
+
 def test_the_config_survives_json_and_names_what_it_does_not_know():
     config = Config(kind="matryoshka", n_features=64, k=4).but(groups=(0.5, 1.0), clip=2.0, lr=0.1)
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
