@@ -128,7 +128,7 @@ class Config:
 
     @classmethod
     def from_file(cls, data: Mapping[str, Any]) -> "Config":
-        """The config that a coder or checkpoint was saved with. A detail that an older file lacks is what it was then, not today's default."""
+        """The config that a coder or checkpoint was saved with. A detail that an older file lacks is what was done then, no default."""
         return cls.from_json({**data, "details": BEFORE | dict(data.get("details", {}))})
 
     def but(self, **changes: Any) -> "Config":
