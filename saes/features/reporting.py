@@ -92,14 +92,16 @@ def _words(model: Model, examples: Examples, *ids: np.ndarray) -> dict[int, str]
 
 
 def labels(codes: Recorded, coder: int, variables: "Variables") -> tuple[Label | None, ...]:
-    """Of each feature the variable that it tells best, chosen on even documents, measured on odd ones; None for a dead one."""
+    """Of each feature the variable that it tells best, chosen on even documents, measured on odd ones; None for one that no even document
+    activates: nothing could be chosen."""
     if variables.values.shape[0] != len(codes.documents.ids):
         raise ValueError(f"Variables are of {variables.values.shape[0]} tokens, the documents have {len(codes.documents.ids)}.")
     matrix = codes.matrix(coder)
-    chosen, held = best_variables(matrix, variables, *halves(codes.documents.lengths))
+    even, odd = halves(codes.documents.lengths)
+    chosen, held = best_variables(matrix, variables, even, odd)
     f1, precision, recall = held.f1, held.precision, held.recall
-    alive = np.bincount(matrix.indices, minlength=matrix.shape[1]) > 0
+    active = np.bincount(matrix[even].indices, minlength=matrix.shape[1]) > 0
     return tuple(
-        Label(variables.names[v], variables.kinds[v], float(f1[f, v]), float(precision[f, v]), float(recall[f, v])) if alive[f] else None
+        Label(variables.names[v], variables.kinds[v], float(f1[f, v]), float(precision[f, v]), float(recall[f, v])) if active[f] else None
         for f, v in enumerate(chosen.tolist())
     )

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from interp.safefiles import read_tensors, write_tensors, write_text
 from saes.features.examples import TOP, Examples, Statistics
+from saes.formats.reading import json_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Label:
-    """The known variable that a feature (active or not) tells best. Chosen on half of the documents, measured on the other half."""
+    """The known variable that a feature (active or not) tells best. Chosen on half of the documents, measured on the other half; a feature
+    that is never active on the first half has none."""
 
     variable: str
     kind: str
@@ -205,10 +207,9 @@ class Reports:
         folder = Path(folder)
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         for group in (self.statistics, self.examples):
-            prefix = type(group).__name__.lower()
-            arrays |= {f"{prefix}.{f.name}": x for f in fields(group) if isinstance(x := getattr(group, f.name), np.ndarray)}
+            arrays |= {stored: getattr(group, name) for stored, name in _stored(type(group)).items()}
         write_tensors(folder / "features.safetensors", {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()})
-        plain = {name: getattr(self, name) for name in ("model", "kind", "transcoder", "input_site", "target_site", "source")}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         plain |= {"format": "interp-workbench features", "version": VERSION, "words": self.words}
         plain |= {"tokens": self.statistics.tokens, "documents": self.statistics.documents}
         plain |= {"labels": [vars(label) if label else None for label in self.labels]}
@@ -231,6 +232,12 @@ class Reports:
 
 
 _ARRAYS = ("promoted_ids", "promoted", "suppressed_ids", "suppressed", "nearest_ids", "nearest", "encoder_decoder_cosine")
+_PLAIN = ("model", "kind", "transcoder", "input_site", "target_site", "source")
+
+
+def _stored(group: type[Statistics] | type[Examples]) -> dict[str, str]:
+    """Name in the file -> field, of the arrays of a group."""
+    return {f"{group.__name__.lower()}.{f.name}": f.name for f in fields(group) if f.name not in ("tokens", "documents")}
 
 
 def load_reports(folder: str | Path) -> Reports:
@@ -238,18 +245,16 @@ def load_reports(folder: str | Path) -> Reports:
     folder = Path(folder)
     if not (folder / "features.json").is_file():
         raise FileNotFoundError(f"No features.json in {folder}: `Reports.save` writes it.")
-    about = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-    if about.get("version") != VERSION:
-        raise ValueError(f"{folder}/features.json has version {about.get('version')!r}; this program reads {VERSION}.")
+    about = json_of(folder / "features.json", ["version", *_PLAIN, "tokens", "documents", "words", "labels"])
+    if about["version"] != VERSION:
+        raise ValueError(f"{folder}/features.json has version {about['version']!r}; this program reads {VERSION}.")
     arrays = {name: tensor.numpy() for name, tensor in read_tensors(folder / "features.safetensors").items()}
-    groups = {}
-    for kind in (Statistics, Examples):
-        prefix = f"{kind.__name__.lower()}."
-        groups[kind] = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
-    known: dict[str, Any] = {name: about[name] for name in ("model", "kind", "transcoder", "input_site", "target_site", "source")}
+    if missing := [name for name in (*_ARRAYS, *_stored(Statistics), *_stored(Examples)) if name not in arrays]:
+        raise ValueError(f"{folder}/features.safetensors lacks {', '.join(missing[:4])}; export the features again.")
+    known: dict[str, Any] = {name: about[name] for name in _PLAIN} | {name: arrays[name] for name in _ARRAYS}
+    groups = {kind: {name: arrays[stored] for stored, name in _stored(kind).items()} for kind in (Statistics, Examples)}
     statistics = Statistics(tokens=about["tokens"], documents=about["documents"], **groups[Statistics])
-    tables: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
     return Reports(
         **known, statistics=statistics, examples=Examples(**groups[Examples]), words={int(i): word for i, word in about["words"].items()},
-        **tables, labels=tuple(Label(**x) if x else None for x in about["labels"]),
+        labels=tuple(Label(**x) if x else None for x in about["labels"]),
     )  # fmt: skip

@@ -85,8 +85,8 @@ def logit_weights(model: Model, coder: Coder, features: Sequence[int] | None = N
     if not has_logit_weights(coder, model):
         raise ValueError(f"{coder.target_site} is not on the residual stream ({', '.join(WRITES)}): its decoder has no logit weights.")
     chosen = torch.arange(coder.n_features) if features is None else torch.as_tensor(list(features), dtype=torch.long)
-    if not 0 <= int(chosen.min()) <= int(chosen.max()) < coder.n_features:
-        raise KeyError(f"Features are 0-{coder.n_features - 1}; given {chosen.tolist()[:8]}.")
+    if not len(chosen) or not 0 <= int(chosen.min()) <= int(chosen.max()) < coder.n_features:
+        raise KeyError(f"Give features of 0-{coder.n_features - 1}, at least one; given {chosen.tolist()[:8]}.")
     found = [_ranked(model, logits, k) for logits in (_logits(model, coder, part) for part in chosen.split(FEATURES))]
     high_ids, high, low_ids, low = (torch.cat(parts) for parts in zip(*found, strict=True))
     words = {i: token_text(model, i) for i in torch.cat([high_ids, low_ids]).unique().tolist()}

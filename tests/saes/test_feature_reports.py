@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import interp
 from interp.store.documents import as_documents
@@ -190,6 +191,22 @@ def test_saved_reports_come_back_as_they_were(model, documents, tmp_path):
         back[20]
 
 
+def test_damaged_reports_are_refused_with_what_is_missing(model, documents, tmp_path):
+    (reports,) = features.feature_reports(model, coder_of(), documents[:4])
+    about, arrays = (reports.save(tmp_path) / name for name in ("features.json", "features.safetensors"))
+    text, tensors = about.read_text(), load_file(arrays)
+    tensors.pop("examples.band")
+    for damage, said in [
+        (lambda: about.write_text(text[:100]), "features.json is not JSON"),
+        (lambda: about.write_text(text.replace('"words"', '"word"')), "features.json lacks words; it has model"),
+        (lambda: about.write_text(text.replace('"version": 1', '"version": 7')), "has version 7; this program reads 1"),
+        (lambda: (about.write_text(text), save_file(tensors, arrays)), "lacks examples.band; export the features again"),
+    ]:
+        damage()
+        with pytest.raises(ValueError, match=said):
+            features.load_reports(tmp_path)
+
+
 def test_activations_on_a_prompt_are_the_codes_of_its_tokens(model, documents):
     coder = coder_of()
     found = features.feature_activations(model, coder, interp.Prompts.from_ids(documents), rows=4)
@@ -216,8 +233,9 @@ def test_figures_and_tables_show_what_was_found(model, documents):
     assert table.query("feature == 3 and direction == 'promoted'")["value"].tolist() == weights.promoted[1].tolist()
     assert list(weights.figure(1).data[0].x) == [*weights.suppressed[1].tolist(), *weights.promoted[1].flip(0).tolist()]
     assert json.loads(weights.to_json())["features"] == [7, 3]
-    with pytest.raises(KeyError, match="0-19"):
-        features.logit_weights(model, coder_of(), [20])
+    for wrong in ([20], []):
+        with pytest.raises(KeyError, match="0-19, at least one"):
+            features.logit_weights(model, coder_of(), wrong)
     found = features.feature_activations(model, coder_of(), interp.Prompts.from_ids(documents[:1]))
     assert np.array_equal(np.array(found.figure(0, 4).data[0].z), found.dense(0)[:, found.top(0, 4)].T)
 
