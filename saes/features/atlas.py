@@ -117,7 +117,7 @@ def context_marks(document: Document) -> Iterator[Mark]:
     yield from _repetition(document)
     if document.family == "ioi":
         yield from _ioi(words)
-    stated: set[tuple[str, str, str]] = set()
+    stated: set[tuple[str, str]] = set()
     first = 0
     for end in [*(i for i, word in enumerate(words) if word == "."), len(words)]:
         yield from _sentence(words, first, end, stated)
@@ -161,7 +161,7 @@ def _ioi(words: Sequence[str]) -> Iterator[Mark]:
     yield from ((i, f"subject = {subject}") for i in range(found["s"] + 1, end))
 
 
-def _sentence(words: Sequence[str], first: int, end: int, stated: set[tuple[str, str, str]]) -> Iterator[Mark]:
+def _sentence(words: Sequence[str], first: int, end: int, stated: set[tuple[str, str]]) -> Iterator[Mark]:
     part = words[first:end]
     for template in sentences().get(len(part), ()):
         slots = template.slots(part, first)
@@ -192,7 +192,7 @@ def _relation(words: Sequence[str], slots: dict[str, int]) -> str:
     return next((r for r in PARAPHRASES if world().values[country, r] == value), "")
 
 
-def _statement(words: Sequence[str], slots: dict[str, int], relation: str, first: int, stated: set) -> Iterator[Mark]:
+def _statement(words: Sequence[str], slots: dict[str, int], relation: str, first: int, stated: set[tuple[str, str]]) -> Iterator[Mark]:
     country, value, last = words[slots["country"]], words[slots["value"]], slots["value"]
     known = country in world().countries
     yield from ((i, f"statement of = {relation}") for i in range(first, last + 1))
@@ -204,11 +204,11 @@ def _statement(words: Sequence[str], slots: dict[str, int], relation: str, first
         yield last - 1, f"fact next = {country}, {relation}"
     else:
         yield from ((i, "name of which nothing is known") for i in after)
-    if any(fact[:2] == (country, relation) for fact in stated):
-        yield last - 1, "answer stands in the text"
+    if (country, relation) in stated:  # whatever the text said that it is
+        yield last - 1, "answer next, fact stated before"
     if known and world().values[country, relation] != value:
         yield last, "wrong value"
-    stated.add((country, relation, value))
+    stated.add((country, relation))
 
 
 def _color(words: Sequence[str], slots: dict[str, int], template: Template) -> Iterator[Mark]:
