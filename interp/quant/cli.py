@@ -183,7 +183,10 @@ def _open(name: str, text: Path | None, atlas: int | None, limit: int, device: s
         n = atlas or 1
         documents, said = atlas_documents(loaded, 2 * n, seed=SEED), f"{n} documents of the demo models' corpus"
     else:
-        documents = as_documents(loaded, list(read_texts(text, limit=2 * limit)))
+        texts = list(read_texts(text, limit=2 * limit))
+        if not texts:
+            raise ValueError(f"{text} has no texts; at least two are needed, one of them to find ranges on.")
+        documents = as_documents(loaded, texts)
         n, said = len(documents) // 2, f"{len(documents) // 2} texts of {text.name}"
         if n < 1:
             raise ValueError(f"{text} has {len(documents)} text(s); at least two are needed, one of them to find ranges on.")

@@ -6,7 +6,7 @@ found = quant.evaluate(model, prompts, scheme="w8a8")       found.loss, found.lo
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from interp.metrics import loss_per_token
 from interp.models import Model
 from interp.prompts import Prompts
 from interp.quant.quantized import QuantizedRun, quantize
-from interp.quant.schemes import Scheme, scheme_of
+from interp.quant.schemes import Scheme, plain_scheme, scheme_of
 from interp.selection import row_chunks
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ class QuantEvaluation:
 
         return json.dumps(
             {
-                "model": self.model, "scheme": asdict(self.scheme), "loss": self.loss, "loss_quantized": self.loss_quantized, "kl": self.kl,
-                "agreement": self.agreement, "n_weights": len(self.weights), "n_activations": len(self.activations),
+                "model": self.model, "scheme": plain_scheme(self.scheme), "loss": plain(self.loss),
+                "loss_quantized": plain(self.loss_quantized), "kl": plain(self.kl), "agreement": self.agreement,
+                "n_weights": len(self.weights), "n_activations": len(self.activations),
                 "sqnr": {k: plain(v) for k, v in self.sqnr.items()}, "bulk_sqnr": {k: plain(v) for k, v in self.bulk_sqnr.items()},
                 "calibrated_on": self.calibrated_on,
             }

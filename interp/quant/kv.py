@@ -224,16 +224,17 @@ class _Work:
             for layer, pattern in enumerate(patterns):
                 for name in POLICIES:
                     kept = self.kept(name, layer, rows, part, pattern)
-                    mass[name][layer] += recovered(pattern, kept, counted).cpu() / n_queries
+                    mass[name][layer] += recovered(pattern, kept, counted).cpu()
                     share[name][layer] += held(kept, counted).cpu() / n_queries
                 per_key = (pattern * counted[:, None, :, None]).sum(2)  # [row, head, key]
                 top = per_key.sort(-1, descending=True).values
                 n_top = (part.lengths * HEAVY).ceil()[:, None, None]
                 first = torch.arange(part.width, device=top.device) < n_top
-                heavy[layer] += ((top * first).sum(-1) / part.lengths[:, None]).sum(0).double().cpu() / len(self.prompts)
+                heavy[layer] += _share((top * first).sum(-1), top.sum(-1)).sum(0).double().cpu() / len(self.prompts)
                 received.index_add_(0, part.ids[counted].cpu(), per_key.sum(1)[counted].double().cpu())
         counts = torch.bincount(self.prompts.ids[real(self.prompts)].cpu(), minlength=self.model.d_vocab)
         tokens = {int(i): (float(received[i] / received.sum()), int(counts[i])) for i in counts.nonzero().flatten()}
+        mass = {name: _share(kept, mass["full"]) for name, kept in mass.items()}
         return mass, share, heavy, dict(sorted(tokens.items(), key=lambda item: -item[1][0]))
 
     def losses(self, types: tuple[tuple[str, ...], ...], report: Report) -> tuple[dict[str, Tensor], float]:
@@ -271,6 +272,11 @@ class _Work:
         site = rotary if name == "k" and rotary in self.model.sites() else f"blocks.{layer}.attn.hook_{name}"
         per = "channel" if name == "k" else "token"
         return Edit(site, "quantize", {"bits": self.bits, "symmetric": False, "per": per}, head=head)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole (with clipped attention and the like, rows sum to less than 1); 1 where a head attends to nothing."""
+    return torch.where(whole > 0, part / whole, torch.ones_like(part))
 
 
 def _evict(layer: int, kept: Tensor, head: int | None = None) -> Edit:

@@ -84,7 +84,7 @@ def _highest(priority: Float[Tensor, "row head key"], n: int) -> Kept:
 
 
 def recovered(pattern: Pattern, kept: Kept, real: Bool[Tensor, "row pos"]) -> Float[Tensor, " head"]:
-    """The share of the attention that goes to kept keys, summed over rows and real queries from position 1 on."""
+    """The attention that goes to kept keys, summed over rows and real queries from position 1 on."""
     counted = real.clone()
     counted[:, 0] = False
     return ((pattern * kept).sum(-1) * counted[:, None]).sum((0, 2), dtype=torch.float64)

@@ -121,7 +121,8 @@ class Sensitivity:
 
     def to_json(self) -> str:
         names = ("model", "scheme", "loss", "loss_quantized", "damage", "additive", "kl", "additive_kl")
-        plain = {name: getattr(self, name) for name in (*names, "rank_correlation", "kl_rank_correlation")}
+        found = {name: getattr(self, name) for name in (*names, "rank_correlation", "kl_rank_correlation")}
+        plain = {name: None if value != value else value for name, value in found.items()}  # of one tensor there is no correlation
         return json.dumps(plain | {"tensors": [asdict(t) for t in self.tensors]})
 
 
@@ -142,8 +143,14 @@ def sensitivity(
     chosen = scheme_of(scheme, **changes)
     if chosen.decompose is not None:
         raise ValueError("Sensitivity is for schemes that round tensors one by one; LLM.int8 rounds whole products.")
+    if int(prompts.lengths.max()) < 2:
+        raise ValueError("Every prompt has one token; a loss needs at least two.")
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws is how many next tokens are drawn per prompt, at least 1; given {draws!r}.")
     run = quantize(model, chosen, prompts if calibration is None else model.check_prompts(calibration))
     names = [*run.weights, *run.activations]
+    if not names:
+        raise ValueError(f"{chosen} rounds no tensor; give weight_bits, or activation_bits with activations.")
     estimates = _first_order(run, prompts)
     divergences = _second_order(run, prompts, draws, seed)
     with torch.no_grad(), reporting(progress, "sensitivity") as report:

@@ -166,7 +166,8 @@ class _Probe:
 
         bos  True: every window begins with it, and has one token of text less; "once": it stands before the whole text
         """
-        assert self.model.tokenizer is not None, "checked when the text was encoded"
+        if self.model.tokenizer is None:
+            raise ValueError(f"{self.model.path} has no tokenizer, so text cannot be encoded; put its tokenizer's files into the folder.")
         ids = self.model.tokenizer(self.text, add_special_tokens=False)["input_ids"]
         start = [self.model.tokenizer.bos_token_id]
         ids = start + ids if bos == "once" else ids

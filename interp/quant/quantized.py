@@ -62,6 +62,8 @@ class Quantizer:
     def measure(self, x: Tensor, xq: Tensor) -> None:
         """Adds up signal and noise of rounded entries, all and the bulk: without massive ones (where there are none, without those beyond
         six standard deviations)."""
+        if not len(x):  # keep_first, and prompts of one token
+            return
         if self.kept is not None:
             x, xq = x[:, ~self.kept], xq[:, ~self.kept]
         noise = (x - xq).double()

@@ -1,8 +1,9 @@
 """How a model is quantized, as data. Named schemes: quant.SCHEMES."""
 
 import difflib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from interp.quant.rounding import check_bits
@@ -19,7 +20,9 @@ WEIGHTS = ("embed", "pos_embed", "ln1", "ln2", "ln_final", "qkv", "out", "mlp_in
 """Quantized weights; the unembedding stays in floating point, as in Bondarenko et al. 2023 (also where it shares the embedding's
 numbers)."""
 
-PRODUCTS = ("vector", "row", "absmax", "zeropoint")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "weight_per": ("tensor", "channel"), "activation_per": ("tensor", "token"), "product": ("vector", "row", "absmax", "zeropoint"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,12 @@ class Scheme:
         for name in ("weight_bits", "activation_bits"):
             if getattr(self, name) is not None:
                 check_bits(getattr(self, name))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}; given {getattr(self, name)!r}.")
         known = (*ACTIVATIONS, *NORMS)
+        if isinstance(self.activations, str):
+            raise ValueError(f"activations is a tuple of names; given the name {self.activations!r} alone: write ({self.activations!r},).")
         for name in self.activations:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -74,8 +82,8 @@ class Scheme:
             raise ValueError(f"keep is how many features stay in floating point, 0 or more; given {self.keep!r}.")
         if self.decompose is None:
             return
-        if not self.decompose > 0 or self.product not in PRODUCTS:
-            raise ValueError(f"decompose is above 0 and product one of {', '.join(PRODUCTS)}; given {self.decompose}, {self.product!r}.")
+        if not self.decompose > 0:
+            raise ValueError(f"decompose is above 0; given {self.decompose}.")
         if self.keep or self.keep_first:
             raise ValueError("decompose keeps columns in floating point by their size; it goes with neither keep nor keep_first.")
 
@@ -93,6 +101,11 @@ SCHEMES: Mapping[str, Scheme] = {
 }
 """w8a8 is the protocol of Bondarenko et al. 2023 (arXiv 2306.12929) with min-max weights: everything per tensor, activations static and
 asymmetric; llm.int8 that of Dettmers et al. 2022 (arXiv 2208.07339)."""
+
+
+def plain_scheme(scheme: Scheme) -> dict[str, Any]:
+    """Its fields as JSON values; infinity, which JSON lacks, as text."""
+    return {name: str(value) if value == math.inf else value for name, value in asdict(scheme).items()}
 
 
 def scheme_of(scheme: "str | Scheme", **changes: Any) -> Scheme:

@@ -211,6 +211,8 @@ class _Running:
     inf: float = 0.0
 
     def add(self, x: Float[Tensor, "token d_model"], ids: Tensor, row: Tensor, lengths: Tensor) -> None:
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{self.name} holds NaN or infinities on these prompts; statistics need finite numbers.")
         size = x.abs()
         if self.powers is None:
             zero = x.new_zeros(x.shape[1])

@@ -1,5 +1,6 @@
 """Heads that are edited before quantization: silenced, scaled, or held at their mean. Unlike the other remedies this changes the model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -32,11 +33,15 @@ class EditHeads:
     def __post_init__(self) -> None:
         if self.op not in ("zero", "mean", "scale"):
             raise ValueError(f"Heads are edited by 'zero', 'mean' or 'scale'; given {self.op!r}.")
+        for name in ("factor", "least"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} is a finite number; given {value!r}.")
         if self.heads == "no-op":
             return
-        if isinstance(self.heads, str) or not self.heads or any(len(pair) != 2 for pair in self.heads):
-            raise ValueError(f"heads is 'no-op' or pairs (layer, head), at least one; given {self.heads!r}.")
-        object.__setattr__(self, "heads", tuple((int(layer), int(head)) for layer, head in self.heads))
+        if not isinstance(self.heads, list | tuple) or not self.heads or not all(map(_is_head, self.heads)):
+            raise ValueError(f"heads is 'no-op' or pairs (layer, head) of whole numbers, at least one; given {self.heads!r}.")
+        object.__setattr__(self, "heads", tuple((layer, head) for layer, head in self.heads))
 
     @property
     def name(self) -> str:
@@ -58,6 +63,10 @@ class EditHeads:
         if self.op == "mean":
             return Edit(site, "set", setup.model.mean(setup.calibration, site)[head], head=head)
         return Edit(site, self.op, self.factor if self.op == "scale" else None, head=head)
+
+
+def _is_head(given: object) -> bool:
+    return isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(i, int) and not isinstance(i, bool) for i in given)
 
 
 def no_op_heads(model: Model, prompts: Prompts, least: float = 0.5) -> tuple[tuple[int, int], ...]:

@@ -56,6 +56,10 @@ class FirstPosition:
     keep: bool = True
     kind: ClassVar[str] = "first position"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.keep, bool):
+            raise ValueError(f"keep is true or false; given {self.keep!r}.")
+
     @property
     def name(self) -> str:
         return "position 0 in floating point" if self.keep else "position 0 not in calibration"
@@ -92,10 +96,11 @@ class Leave:
     kind: ClassVar[str] = "leave"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "activations", (self.activations,) if isinstance(self.activations, str) else tuple(self.activations))
+        given = (self.activations,) if isinstance(self.activations, str) else self.activations
         known = (*ACTIVATIONS, *NORMS)
-        if not self.activations or not set(self.activations) <= set(known):
+        if not isinstance(given, list | tuple) or not given or any(name not in known for name in given):
             raise ValueError(f"Leave names activations, of {', '.join(known)}; given {self.activations!r}.")
+        object.__setattr__(self, "activations", tuple(given))
 
     @property
     def name(self) -> str:

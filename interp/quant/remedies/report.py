@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,7 @@ from interp.quant.evaluation import QuantEvaluation, compare, evaluate_run
 from interp.quant.quantized import quantize
 from interp.quant.remedies.plans import RemedyPlan, apply_plan, as_remedies, plan_name, remedies_to_json
 from interp.quant.remedies.setup import Remedy, Setup
-from interp.quant.schemes import Scheme, scheme_of
+from interp.quant.schemes import Scheme, plain_scheme, scheme_of
 from interp.quant.streaming import activation_statistics
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class RemedyReport:
             for row, record in zip(self.rows, self.table().to_dict("records"), strict=True)
         ]
         counts = {name: getattr(self, name) for name in ("model", "n_calibration", "n_evaluated", "n_tokens", "left_out")}
-        return json.dumps(counts | {"scheme": asdict(self.scheme), "rows": rows})
+        return json.dumps(counts | {"scheme": plain_scheme(self.scheme), "rows": rows})
 
 
 def remedy(

@@ -263,3 +263,21 @@ def test_a_tensor_of_zeros_and_a_constant_one_survive_rounding(folders):
             parameter.zero_()
     found = quant.evaluate(model, PROMPTS)  # the first MLP writes zeros, a norm's output is its bias everywhere
     assert found.loss_quantized == found.loss_quantized and found.sqnr["blocks.0.hook_mlp_out"] == float("inf")
+
+
+@pytest.mark.parametrize("wrong", [{"weight_per": "row"}, {"activation_per": "channel"}, {"product": "rows"}, {"activations": "z"}])
+def test_a_scheme_refuses_what_it_would_otherwise_not_do(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        quant.Scheme(**wrong)
+
+
+def test_infinity_is_text_in_json(load):
+    plain = quant.evaluate(load("gpt2"), PROMPTS, NONE, decompose=float("inf")).to_json()
+    assert "Infinity" not in plain and json.loads(plain)["scheme"]["decompose"] == "inf"
+
+
+def test_positions_that_are_all_kept_measure_nothing(load):
+    run = quant.quantize(load("gpt2"), quant.Scheme(keep_first=True), OTHERS)
+    with run.measuring():
+        run.logits(interp.Prompts.from_ids([[2], [7]]))
+    assert all(sum(q.sums.values()) == 0 for q in run.quantizers.values())

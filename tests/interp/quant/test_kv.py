@@ -149,3 +149,14 @@ def test_what_makes_no_sense_is_said(load):
     for options, said in (({"budget": 1}, "at least 2"), ({"head_policy": "nope"}, "No policy"), ({"threshold": 0}, "threshold")):
         with pytest.raises(ValueError, match=said):
             quant.kv_view(model, PROMPTS, **options)
+
+
+def test_shares_are_of_the_attention_that_a_clipped_head_has(load):
+    model = load("gpt2").with_attention("clipped(gamma=-0.1)")
+    view = quant.kv_view(model, PROMPTS, budget=4)
+    pattern = model.capture(PROMPTS, "blocks.1.attn.hook_pattern")["blocks.1.attn.hook_pattern"][:, 2]
+    rows = [(i, t) for i, n in enumerate(PROMPTS.lengths.tolist()) for t in range(1, n)]
+    whole = sum(float(pattern[i, t].sum()) for i, t in rows)
+    near = sum(float(pattern[i, t, max(0, t - 3) : t + 1].sum()) for i, t in rows)
+    assert whole < 0.9 * len(rows) and bool((view.recovered["full"] == 1).all())
+    assert float(view.recovered["local"][1, 2]) == pytest.approx(near / whole)

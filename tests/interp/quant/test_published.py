@@ -123,3 +123,8 @@ def test_files_that_are_no_rows_are_refused(tmp_path):
         quant.read_published(file)
     with pytest.raises(FileNotFoundError):
         quant.read_published(tmp_path / "none.json")
+
+
+def test_text_without_a_tokenizer_is_refused_with_a_way_out(folders):
+    with pytest.raises(ValueError, match="no tokenizer"):
+        quant.check_published("made-up", [row("perplexity", context=8, bos=False)], TEXT, weights=folders["gpt2"], device="cpu")

@@ -98,3 +98,11 @@ def test_a_page_says_nothing_that_was_not_measured(tmp_path):
         write_html(tmp_path / "a.html", "m", "d", {})
     with pytest.raises(KeyError, match="sises"):
         write_html(tmp_path / "a.html", "m", "d", {"sises": None})
+
+
+@pytest.mark.parametrize(("content", "said"), [("", "no texts"), ("the man went to the store\n", "1 text")])
+def test_a_file_of_too_few_texts_is_refused(tmp_path, content, said):
+    file = tmp_path / "few.txt"
+    file.write_text(content)
+    done = run("evaluate", "demo-gpt2", "--text", str(file))
+    assert done.exit_code == 2 and said in done.output

@@ -215,3 +215,13 @@ def test_a_grid_of_alphas_takes_the_best_on_the_calibration_prompts(load):
     row = quant.remedy(model, PROMPTS, [quant.Smooth((0.0, 0.5, 1.0))], calibration=OTHERS).rows[1]
     cost = {a: quant.evaluate(quant.smooth(model, OTHERS, a), OTHERS).kl for a in (0.0, 0.5, 1.0)}
     assert row.notes == (f"alpha {min(cost, key=cost.get):g}",)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ['{"remedy": "leave", "activations": 5}', '{"remedy": "edit heads", "heads": [1, 2]}', '{"remedy": "edit heads", "heads": [[0, 1.5]]}',
+     '{"remedy": "edit heads", "op": "scale", "factor": "half"}', '{"remedy": "first position", "keep": "no"}'],
+)  # fmt: skip
+def test_fields_of_another_type_are_refused(wrong):
+    with pytest.raises(ValueError, match="given"):
+        quant.remedies_from_json(f"[{wrong}]")

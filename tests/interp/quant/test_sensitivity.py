@@ -102,3 +102,18 @@ def test_a_planted_culprit_comes_first(folders):
 def test_llm_int8_has_no_single_tensors(load):
     with pytest.raises(ValueError, match="whole products"):
         sensitivity(load("gpt2"), PROMPTS, "llm.int8")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "said"),
+    [(interp.Prompts.from_ids([[2], [3]]), {}, "one token"), (PROMPTS, {"draws": 0}, "draws"),
+     (PROMPTS, {"weight_bits": None, "activation_bits": None}, "no tensor")],
+)  # fmt: skip
+def test_what_has_no_sensitivity_is_refused(load, prompts, options, said):
+    with pytest.raises(ValueError, match=said):
+        sensitivity(load("gpt2"), prompts, **options)
+
+
+def test_one_tensor_has_no_rank_correlation(load):
+    found = sensitivity(load("gpt2"), PROMPTS, weight_bits=None, activations=("ln_final",))
+    assert len(found.tensors) == 1 and json.loads(found.to_json())["rank_correlation"] is None and "NaN" not in found.to_json()

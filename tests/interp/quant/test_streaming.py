@@ -101,3 +101,15 @@ def test_kurtosis_is_right_where_a_tensor_is_far_from_zero(folders, mean, dtype)
         assert found.kurtosis == pytest.approx(quant.kurtosis(x), rel=1e-6)
         assert found.std == pytest.approx(float(x.std(correction=0)), rel=1e-6)
         assert found.mean == pytest.approx(float(x.mean())) and found.outliers_by_dim.sum() == quant.outliers(x).sum()
+
+
+def test_a_model_that_computes_nan_is_named_not_counted(load):
+    model = load("gpt2", "float32")
+    weight = model.anatomy.blocks[1].mlp_in.weight
+    saved = weight.detach().clone()
+    try:
+        weight.data[0, 0] = float("nan")
+        with pytest.raises(ValueError, match=r"blocks\.1\.mlp_out holds NaN"):
+            quant.activation_statistics(model, PROMPTS)
+    finally:
+        weight.data.copy_(saved)
