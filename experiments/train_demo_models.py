@@ -262,7 +262,10 @@ def start_from(folder: Path, model: PreTrainedModel) -> State:
     """Puts the weights of a trained folder into the model; the exposure of its facts goes on being counted."""
     own, blocks = read_variant(folder), describe(model).blocks
     wanted = AttentionVariant() if blocks[0].variant is None else blocks[0].variant.spec
-    model.load_state_dict(AutoModelForCausalLM.from_pretrained(folder).state_dict(), strict=False)  # knows other versions' names
+    weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()  # knows other versions' names
+    if set(weights) != set(plain_state(model)):
+        raise ValueError(f"{folder} has other layers than the model that is trained; --start takes a folder of the same architecture.")
+    model.load_state_dict(weights, strict=False)  # without parameters of attention variants
     if own.kind == wanted.kind:
         attach(blocks, wanted, read_tensors(folder, own))
     elif own.kind != "softmax":
@@ -282,8 +285,9 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     model = build(config)
-    optimizer = make_optimizer(model, config)
-    state = load_checkpoint(out, model, optimizer) if resume else State() if start is None else start_from(start, model)
+    state = State() if resume or start is None else start_from(start, model)
+    optimizer = make_optimizer(model, config)  # of the parameters that the model has now: a folder's own gates replace fresh ones
+    state = load_checkpoint(out, model, optimizer) if resume else state
     if resume:
         note_earlier(config, state, json.loads((out / "config.json").read_text()))
     (out / "config.json").write_text(json.dumps(asdict(config), indent=1))

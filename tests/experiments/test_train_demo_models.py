@@ -93,6 +93,18 @@ def test_a_variant_changes_no_other_first_weight_and_training_can_go_on_from_a_m
         train(on, tmp_path / "other", evaluate_every=9, n=4, stop_after=0, start=tmp_path / "clipped" / "model")
 
 
+def test_training_goes_on_with_the_gates_of_the_model_it_starts_from(tmp_path: Path):
+    config = Config("opt", **TINY, attention="gated-linear")
+    train(config, tmp_path / "first", evaluate_every=9, n=4, stop_after=1)
+    train(config, tmp_path / "on", evaluate_every=9, n=4, stop_after=1, start=tmp_path / "first" / "model")
+    first, on = (interp.load(tmp_path / name / "model").hf.state_dict() for name in ("first", "on"))
+    gates = [name for name in first if ".variant." in name]
+    assert gates and not any(torch.equal(first[name], on[name]) for name in gates)
+    with pytest.raises(ValueError, match="other layers"):
+        deeper = Config("opt", **TINY | {"layers": 2}, attention="gated-linear")
+        train(deeper, tmp_path / "deeper", evaluate_every=9, n=4, stop_after=1, start=tmp_path / "first" / "model")
+
+
 def test_an_unknown_family_is_refused():
     with pytest.raises(ValueError, match="No family 'bert': there are gpt2, opt, pythia"):
         build(Config("bert"))
