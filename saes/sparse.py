@@ -115,7 +115,8 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Ten
         return None
     from saes.kernels import encoder
 
-    return encoder.largest(x, weight, bias, k)
+    with kernels.on_device_of(x):
+        return encoder.largest(x, weight, bias, k)
 
 
 def topk(pre: Float[Tensor, "row n"], k: int) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
@@ -140,7 +141,8 @@ def gather(values: Float[Tensor, " pair"], pattern: Pattern, weight: Float[Tenso
     if kernels.serve(values, weight):
         from saes.kernels import pairs
 
-        return pairs.gather(values, pattern, weight)
+        with kernels.on_device_of(weight):
+            return pairs.gather(values, pattern, weight)
     return F.embedding_bag(pattern.columns, weight, pattern.offsets, mode="sum", per_sample_weights=values)
 
 
@@ -150,7 +152,8 @@ def transposed_gather(values: Float[Tensor, " pair"], pattern: Pattern, rows: Fl
     if kernels.serve(values, rows):
         from saes.kernels import pairs
 
-        return pairs.transposed_gather(values, pattern, rows)
+        with kernels.on_device_of(rows):
+            return pairs.transposed_gather(values, pattern, rows)
     flipped, order = pattern.transposed
     return gather(values[order], flipped, rows)
 
@@ -168,7 +171,8 @@ def dots(left: Float[Tensor, "row d"], right: Float[Tensor, "n d"], pattern: Pat
     if kernels.serve(left, right):
         from saes.kernels import pairs
 
-        return pairs.dots(left.detach(), right.detach(), pattern)
+        with kernels.on_device_of(left):
+            return pairs.dots(left.detach(), right.detach(), pattern)
     if left.dtype not in (torch.float32, torch.float64) or not right.is_contiguous():
         return (left[pattern.rows] * right[pattern.columns]).sum(1)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(

@@ -64,6 +64,11 @@ def serve(*tensors: Tensor) -> bool:
     return bool(_wanted)
 
 
+def on_device_of(tensor: Tensor) -> torch.cuda.device_of:
+    """Within it kernels are launched on the tensor's device (triton takes the current one, whatever the tensors are on); nothing on CPUs."""
+    return torch.cuda.device_of(tensor)
+
+
 def _interpreted() -> bool:
     from saes.kernels.pairs import INTERPRETED
 

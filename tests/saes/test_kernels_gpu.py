@@ -48,6 +48,17 @@ def test_many_programs_at_once_give_the_dense_products_and_the_same_bits_in_ever
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+def test_kernels_run_on_the_device_of_their_tensors_whichever_is_the_current_one(device):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("NOT TESTED: one CUDA device only")
+    pattern, values, weight, rows = drawn("cuda:1", torch.float32)
+    codes = matrix(values, pattern)
+    with torch.cuda.device(0):
+        assert close(sparse.gather(values, pattern, weight), codes @ weight.double(), torch.float32)
+        assert close(sparse.transposed_gather(values, pattern, rows), codes.T @ rows.double(), torch.float32)
+        assert torch.cuda.current_device() == 0
+
+
 @pytest.mark.parametrize("precision", ["highest", "high", "bfloat16"])
 def test_the_fused_encoder_finds_the_largest_on_tensor_cores_too(device, precision):
     g = torch.Generator().manual_seed(0)
