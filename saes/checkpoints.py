@@ -1,6 +1,7 @@
 """A training that was interrupted goes on bit for bit: its whole state in one file, written whole or not at all."""
 
 import json
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def write(path: str | Path, trainers: dict[str, Trainer], position: dict[str, An
             "pressure": trainer.pressure,
         }
     path = Path(path)
-    for unfinished in path.parent.glob(f".{path.name}.*.part"):  # a kill left it: one training writes here, and it is this one
+    for unfinished in path.parent.glob(f".{escape(path.name)}.*.part"):  # a kill left it: one training writes here, and it is this one
         unfinished.unlink(missing_ok=True)
     write_tensors(path, tensors, {"state": json.dumps({"trainers": states, "position": position})})
 

@@ -42,7 +42,8 @@ def fit(
     progress    True for a bar, or a function of steps done and steps in all
     metrics     a JSONL file, or a function that is given the metrics of every 100th step and of the last (`saes.loggers`), or several
     checkpoint  a file that holds the state every `checkpoint_every` steps; if it is there, training goes on from it,
-                and ends with the same bits as one that was never interrupted (on one CPU), its JSONL file included
+                and ends with the same bits as one that was never interrupted (on one CPU), its JSONL file included: with a checkpoint
+                that file is this training's own, and lines of steps that it will do are cut
 
     Rows are drawn in an order shuffled anew for each pass. ValueError for rows that are not finite, or that do not pair up.
     """

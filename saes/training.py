@@ -40,9 +40,9 @@ def train(
     source      a store (`interp.open_store`), tensors (`interp.store.Memory`), or a model with `documents`: texts, lists of ids or prompts
     drop_bos    leave out the first token's row, and `context`: cut texts to so many tokens (both live only; a store has its own)
     progress    True for a bar, or a function of steps done and steps in all
-    metrics     a JSONL file or function, given each coder's metrics at every 100th step and the last
+    metrics     a JSONL file or function, given each coder's metrics at every 100th step and the last, or several
     checkpoint  a file that holds the state every `checkpoint_every` steps; a training that was interrupted goes on from it
-                and ends with the same bits (on one CPU)
+                and ends with the same bits (on one CPU). The JSONL file is then this training's own: lines of steps that it will do are cut
 
     Configs name their sites, and agree in steps, batch_size and seed of the rows' order (the first one's). Rows come in shuffled passes.
     Data are scaled by the moments of the first 65536 rows or so of the first pass.
@@ -124,10 +124,11 @@ def _check(configs: Sequence[Config]) -> None:
 
 
 def source_of(source: "Model | Source", sites: Sequence[str], documents: Any, drop_bos: bool, context: int | None) -> Source:
-    """Rows of the sites, as a reader takes them. ValueError if the source lacks one, or if documents are missing or too many."""
+    """Rows of the sites, as a reader takes them. ValueError if the source lacks one, if documents are missing, or if a store is given what
+    only a model takes."""
     if not isinstance(source, Model):
-        if documents is not None:
-            raise ValueError("A store has its own documents; give documents only with a model.")
+        if documents is not None or drop_bos or context is not None:
+            raise ValueError("A store has its own documents; give documents, drop_bos and context only with a model.")
         if missing := [site for site in sites if site not in source.sites]:
             raise ValueError(f"There are no rows of {missing[0]}; there are some of {', '.join(source.sites)}.")
         return source

@@ -73,6 +73,9 @@ def test_a_store_tensors_and_the_live_model_train_the_same_coders(model, documen
     tensors = {site: store.rows(site) for site in sites}
     live = saes.train(model, configs[0], documents)
     assert same(live, saes.train(store, configs[0])) and live.info["model"] == model.name
+    for given in ({"documents": documents}, {"drop_bos": True}, {"context": 5}):
+        with pytest.raises(ValueError, match="only with a model"):
+            saes.train(store, configs[0], **given)
     memory = Memory(tensors, [len(d) for d in documents])
     assert same(live, saes.train(memory, configs[0]))
     x, y = (tensors[site] for site in sites)
