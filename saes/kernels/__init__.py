@@ -65,7 +65,7 @@ def serve(*tensors: Tensor) -> bool:
 
 
 def on_device_of(tensor: Tensor) -> torch.cuda.device_of:
-    """Within it kernels are launched on the tensor's device (triton takes the current one, whatever the tensors are on); nothing on CPUs."""
+    """Within it kernels are launched on the tensor's device (triton takes the current one, whatever the tensors are on); no-op on CPUs."""
     return torch.cuda.device_of(tensor)
 
 
