@@ -1,5 +1,6 @@
 """From a name or a folder to a Hugging Face model: safetensors only, and nothing filled in silently."""
 
+import difflib
 import json
 import os
 import struct
@@ -29,8 +30,9 @@ def find_folder(name: str | Path, revision: str | None = None) -> Path:
 
     if str(name) in bundled():
         return bundled()[str(name)]
-    known = f"Bundled models: {', '.join(bundled()) or 'none'}."
     text = str(name)
+    near = difflib.get_close_matches(text[:80], bundled(), n=1, cutoff=0.8)
+    known = f"{f'Did you mean {near[0]!r}? ' if near else ''}Bundled models: {', '.join(bundled()) or 'none'}."
     try:
         path = Path(name).expanduser()
         if text.strip() and path.is_dir():

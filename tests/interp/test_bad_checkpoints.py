@@ -42,6 +42,15 @@ def test_names_of_nothing_are_refused_with_the_names_that_exist(name):
         interp.load(name)
 
 
+def test_a_bundled_name_with_a_slip_of_the_finger_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="Did you mean 'demo-gpt2'"):
+        interp.load("demo-gtp2")
+    with pytest.raises(FileNotFoundError, match="Bundled") as refusal:
+        interp.load("./gpt2")
+    assert "Did you mean" not in str(refusal.value)
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "model").write_text("")
     refused(tmp_path / "model", "it is a file")
