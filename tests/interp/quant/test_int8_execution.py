@@ -109,7 +109,7 @@ def test_at_the_half_step_the_grid_is_torchaos_also_where_the_largest_entry_is_a
 
 @pytest.mark.parametrize("threshold", [None, 6.0])
 def test_the_emulated_llm_int8_product_equals_bitsandbytes(load, threshold):
-    bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (LLM.int8's own kernels)")
+    bnb = pytest.importorskip("bitsandbytes", reason="the extra llm-int8 is not installed: pip install 'interp-workbench[llm-int8]'")
     model = load("gpt2", "float32")
     module = model.anatomy.blocks[0].mlp_in
     weight, bias = linear_weight(module).detach(), linear_bias(module).detach()
