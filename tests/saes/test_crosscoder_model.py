@@ -85,7 +85,7 @@ def test_a_clt_that_writes_to_no_later_layer_is_independent_transcoders(model, p
         assert abs(each.ce_replaced - found.ce_alone[i]) < 1e-9 and abs(each.ce_ablated - found.ce_ablated_alone[i]) < 1e-9
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "opt", "neox", "neox-sequential"])
+@pytest.mark.parametrize("variant", ["gpt2", "opt", "opt-postln", "neox", "neox-sequential"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_features_of_a_layer_read_the_stream_as_the_replaced_layers_before_it_leave_it(folders, prompts, variant, skip):
     """Against the model whose MLPs are taken out one by one: their modules give back what the transcoder says."""
