@@ -115,6 +115,11 @@ class OutlierView:
         layer, _, dim = self.place.partition(".")
         return (int(layer), int(dim)) if layer.isdigit() and dim.isdigit() else None
 
+    @property
+    def mended_scheme(self) -> str:
+        """The scheme that remedies are tried on: LLM.int8 is a remedy itself."""
+        return "w8a8" if self.scheme == "llm.int8" else self.scheme
+
 
 @dataclass(frozen=True)
 class FeatureView:
@@ -128,9 +133,11 @@ class FeatureView:
     order: str = "label"
     """How the features of a layer are listed, one of FEATURE_ORDERS."""
     clamp: float = -1.0
-    """The activation that the feature is set to, in units of its own; below 0: left as it is."""
+    """The activation that the feature is held at, in units of its own; below 0: the largest one seen."""
     where: str = "all"
     """At all positions or at the last one, one of CLAMP_WHERE."""
+    coders: str = ""
+    """A folder with one transcoder per layer; empty for the bundled ones."""
 
     @property
     def layer_feature(self) -> tuple[int, int] | None:

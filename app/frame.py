@@ -82,9 +82,14 @@ def change(**fields: Any) -> None:
 
 
 def change_field(name: str, value: Any) -> None:
-    """The same for one field by its dotted name, "patch.site". A cell of one map is none of another."""
-    new = links.put(case(), name, value)
-    put(new if new.patch.axes == case().patch.axes else links.put(new, "patch.cell", ""))
+    """The same for one field by its dotted name, "patch.site". A cell of one map is none of another, nor a value of one feature."""
+    old = case()
+    new = links.put(old, name, value)
+    if new.patch.axes != old.patch.axes:
+        new = links.put(new, "patch.cell", "")
+    if (new.feature.layer, new.feature.name, new.feature.coders) != (old.feature.layer, old.feature.name, old.feature.coders):
+        new = links.put(new, "feature.clamp", -1.0)
+    put(new)
 
 
 def put(new: Case) -> None:

@@ -41,7 +41,7 @@ KEYS = {
     "circuit.node": "node", "circuit.other": "vs", "outlier.part": "part", "outlier.texts": "texts", "outlier.column": "column",
     "outlier.sink": "sink", "outlier.output": "output", "outlier.cost": "cost", "outlier.place": "dim", "outlier.scheme": "scheme",
     "feature.part": "features", "feature.layer": "layer", "feature.name": "feature", "feature.order": "order", "feature.clamp": "clamp",
-    "feature.where": "where",
+    "feature.where": "where", "feature.coders": "coders",
 }  # fmt: skip
 QUESTION = ("prompt", "corrupt", "target", "foil")
 """What belongs together: a prompt of one's own always comes with its words, and with its second prompt or none."""
@@ -137,7 +137,11 @@ def _value(name: str, text: str) -> tuple[object, str | None]:
             except ValueError:
                 value = float("nan")
             good = 0 <= value < 1e6
-            return (value, None) if good else (None, f"The link's clamp {text!r:.40} is no activation (0 or more); nothing is clamped.")
+            return (
+                (value, None)
+                if good
+                else (None, f"The link's clamp {text!r:.40} is no activation (0 or more); the largest one seen is taken.")
+            )
         case "circuit.other":
             task, _, method = text.partition("/")
             good = task in TASKS and method in METHODS

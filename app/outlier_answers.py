@@ -38,6 +38,8 @@ class Documents:
     """The kind of each document."""
     said: str
     """What they are, in a sentence."""
+    ranges: str
+    """And where ranges come from."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ def documents(service: Service, name: str, n: int) -> Documents:
     """n documents for a model, or the prompts that it can read."""
     own = service.suggest(name).prompt
     return service.answer(("documents", name, n), lambda: _documents(service.model(name), n, own))
+
+
+def reads_corpus(model: "Model") -> bool:
+    """Whether the model's words are those of the bundled models' corpus."""
+    from interp.atlas import vocabulary
+
+    return model.tokenizer is not None and model.tokenizer.get_vocab() == vocabulary()
 
 
 def statistics(service: Service, name: str, n: int) -> "ActivationStatistics":
@@ -141,20 +150,21 @@ def meets(report: "HeadReport", view: OutlierView) -> "pd.DataFrame":
 
 
 def _documents(model: "Model", n: int, own: str) -> Documents:
-    from interp.atlas import Corpus, vocabulary
+    from interp.atlas import Corpus
     from interp.atlas import encode as words
     from interp.prompts import Prompts
 
     if model.tokenizer is None:
         raise Refused(f"{model.name} has no tokenizer, so it cannot read texts; use interp.quant with prompts of token ids.")
-    if model.tokenizer.get_vocab() == vocabulary():
+    if reads_corpus(model):
         pool = list(Corpus(SEED).pool(0, "last"))
         step = len(pool) // (2 * n)  # the pool is in order of length
         rows = [words(document) for document in pool[::step]]
         kinds = [document.family for document in pool[::step]]
-        said = f"{n} documents of the models' corpus that they were not trained on; ranges are found on {n} others"
+        said = f"{n} documents of the models' corpus that they were not trained on"
         return Documents(
-            Prompts.from_ids(rows[1 : 2 * n : 2]), Prompts.from_ids(rows[0 : 2 * n : 2]), tuple(kinds[1 : 2 * n : 2]), said
+            Prompts.from_ids(rows[1 : 2 * n : 2]), Prompts.from_ids(rows[0 : 2 * n : 2]), tuple(kinds[1 : 2 * n : 2]), said,
+            f"ranges are found on {n} others",
         )  # fmt: skip
     texts = {curated.prompt: curated.name for curated in CASES} | {own: "own words"}
     readable = [(kind, row) for text, kind in texts.items() if (row := _ids(model, text)) is not None]
@@ -163,8 +173,8 @@ def _documents(model: "Model", n: int, own: str) -> Documents:
             f"{model.name} cannot read the prompts of the first page: its words are others. Use `interp quant report` with a text."
         )
     prompts = Prompts.from_ids([row for _, row in readable])
-    said = f"{len(readable)} short prompts (a real text: `interp quant report MODEL --text FILE`); ranges on the same"
-    return Documents(prompts, prompts, tuple(kind for kind, _ in readable), said)
+    said = f"{len(readable)} short prompts (a real text: `interp quant report MODEL --text FILE`)"
+    return Documents(prompts, prompts, tuple(kind for kind, _ in readable), said, "ranges are found on the same")
 
 
 def _ids(model: "Model", text: str) -> list[int] | None:

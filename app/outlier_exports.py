@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 CALLS = {
     "sizes": "quant.activation_statistics(model, prompts)",
-    "heads": "quant.head_report(model, prompts)",
+    "heads": "quant.head_report(model, prompts, families=families)",
     "trace": "quant.trace(model, prompts, layer={layer}, dim={dim})",
     "bits": "quant.evaluate(model, prompts, {scheme!r}, calibration=calibration)",
     "remedies": "quant.remedy(model, prompts, standard_remedies(model, {scheme!r})[0], {scheme!r}, calibration=calibration)",
@@ -21,23 +21,36 @@ CALLS = {
 
 
 def python(case: Case) -> str:
-    """A script that computes what is shown; documents of the atlas stand for one's own text."""
-    n = case.outlier.texts
+    """A script that computes what is shown, on the same documents. Refused where the model can read none."""
     layer, dim = case.outlier.layer_dim or (None, None)
-    call = CALLS[case.outlier.part].format(layer=layer, dim=dim, scheme=case.outlier.scheme)
+    scheme = case.outlier.mended_scheme if case.outlier.part == "remedies" else case.outlier.scheme
+    call = CALLS[case.outlier.part].format(layer=layer, dim=dim, scheme=scheme)
     return (
-        "import interp\nfrom interp import quant\nfrom interp.quant.remedies.standard import standard_remedies\n"
-        "from interp.store.texts import atlas_documents\n\n"
-        f"model = interp.load({case.model!r})\n"
-        f"documents = atlas_documents(model, {2 * n}, seed={outlier_answers.SEED})  # or model.encode([your texts])\n"
-        f"prompts, calibration = documents.prompts(range({n})), documents.prompts(range({n}, {2 * n}))\n"
-        f"result = {call}\nprint(result.table())\n"
+        "import interp\nfrom interp import quant\nfrom interp.quant.remedies.standard import standard_remedies\n\n"
+        f"model = interp.load({case.model!r})\n{_documents(case)}result = {call}\nprint(result.table())\n"
+    )
+
+
+def _documents(case: Case) -> str:
+    """The lines that make the documents of the page."""
+    n, texts = case.outlier.texts, outlier_answers.documents(frame.service(), case.model, case.outlier.texts)
+    if texts.calibration is texts.prompts:
+        apart = "None" if case.outlier.part == "remedies" else "prompts"  # remedies are split off the prompts themselves
+        return f"prompts = interp.Prompts.from_ids({texts.prompts.rows()})\ncalibration = {apart}\nfamilies = {texts.families}\n"
+    return (
+        "from interp.atlas import Corpus, encode\n\n"
+        f"pool = list(Corpus({outlier_answers.SEED}).pool(0, 'last'))  # in order of length\n"
+        f"chosen = pool[:: len(pool) // {2 * n}][:{2 * n}]\n"
+        "calibration, prompts = (interp.Prompts.from_ids([encode(d) for d in chosen[i::2]]) for i in (0, 1))\n"
+        "families = [d.family for d in chosen[1::2]]\n"
     )
 
 
 def command(case: Case) -> str:
+    """The same measurements on the command line, on documents of its own."""
     verb = {"bits": "evaluate", "remedies": "remedy"}.get(case.outlier.part, "report")
-    what = [verb, *(["--scheme", case.outlier.scheme] if verb != "report" else [])]
+    scheme = case.outlier.mended_scheme if verb == "remedy" else case.outlier.scheme
+    what = [verb, *(["--scheme", scheme] if verb != "report" else [])]
     return shlex.join(["interp", "quant", what[0], case.model, *what[1:], "--atlas", str(case.outlier.texts)])
 
 
@@ -68,5 +81,5 @@ def _result(case: Case):  # noqa: ANN202
     if view.part == "bits":
         return outlier_answers.quantized(service, model, view.texts, view.scheme)
     if view.part == "remedies":
-        return outlier_answers.remedied(service, model, view.texts, view.scheme)[0]
+        return outlier_answers.remedied(service, model, view.texts, view.mended_scheme)[0]
     return outlier_answers.statistics(service, model, view.texts)

@@ -94,6 +94,7 @@ class Service:
     def __init__(self, default: str | None = None, models: int = 3, answers: int = 256):
         self._given = default or os.environ.get("WORKBENCH_MODEL") or None
         self._extra: set[str] = set()
+        self._coders: set[str] = set()
         self._warmed = False
         self._models: Bounded[Model] = Bounded(models)
         self._answers: Bounded[Any] = Bounded(answers)
@@ -118,6 +119,13 @@ class Service:
     def allow(self, name: str) -> None:
         """A model that a person asks for by name or folder. A link alone cannot have files loaded or downloaded."""
         self._extra.add(name)
+
+    def allow_coders(self, folder: str) -> None:
+        """A folder of coders that a person asks for."""
+        self._coders.add(folder)
+
+    def allows_coders(self, folder: str) -> bool:
+        return folder in self._coders
 
     def model(self, name: str) -> "Model":
         if name not in self.names():
@@ -351,6 +359,7 @@ def short_name(model: str) -> str:
 
 
 def moved_to(case: Case, model: str) -> Case:
-    """The same question to another model: edits, and what is in focus, are of the old one and go."""
+    """The same question to another model: edits, coders, and what is in focus, are of the old one and go."""
     patch, circuit = replace(case.patch, cell=""), replace(case.circuit, node="")
-    return replace(case, model=model, edits=(), head="", patch=patch, circuit=circuit)
+    outlier, feature = replace(case.outlier, place=""), replace(case.feature, name="", clamp=-1.0, coders="")
+    return replace(case, model=model, edits=(), head="", patch=patch, circuit=circuit, outlier=outlier, feature=feature)

@@ -9,7 +9,7 @@ from app.case import SCHEMES, Case
 from app.parts.charts import Effect, effects
 from app.parts.choices import choice
 from app.parts.columns import split
-from app.parts.metrics import Box, boxes
+from app.parts.metrics import Box, boxes, escaped
 from app.service import Refused
 
 ABOUT = {
@@ -31,11 +31,11 @@ def section(case: Case) -> None:
         return
     low, high = found.interval()
     boxes("bits", [
-        Box("Loss on rounded numbers", f"{found.loss_quantized:.4f}", f"in floating point {found.loss:.4f}", "Nats per token.",
+        Box("Loss on rounded numbers", f"{found.loss_quantized:.4f}", f"clean {found.loss:.4f}", "Nats per token; clean is unrounded.",
             f"{found.damage:+.4f}"),
         Box("95 % interval of the change", f"{low:+.4f}", f"to {high:+.4f}", "Documents drawn at random; nats per token."),
-        Box("KL", f"{found.kl:.5f}", f"{found.agreement:.1%} of likeliest next tokens stay",
-            "KL(model || rounded), nats per token."),
+        Box("KL", f"{found.kl:.5f}", f"{found.agreement:.1%} top tokens stay",
+            "KL(model || rounded), nats per token; and how often the likeliest next token stays the same."),
         Box("Rounded tensors", str(found.n_quantized), f"{len(found.weights)} weights, {len(found.activations)} activations",
             "Count them: tools skip layers silently. The unembedding stays in floating point."),
     ])  # fmt: skip
@@ -44,8 +44,8 @@ def section(case: Case) -> None:
         worst(case)
     with right:
         schemes(case)
-    said = outlier_answers.documents(frame.service(), case.model, case.outlier.texts).said
-    st.caption(f"{said}. Which single tensor hurts: `interp quant sensitivity`; what helps: `interp quant remedy`.")
+    texts = outlier_answers.documents(frame.service(), case.model, case.outlier.texts)
+    st.caption(f"{texts.said}; {texts.ranges}. Which single tensor hurts: `interp quant sensitivity`; what helps: `interp quant remedy`.")
 
 
 def worst(case: Case) -> None:
@@ -72,12 +72,15 @@ def _db(value: float) -> float | None:
 def schemes(case: Case) -> None:
     """The loss of every scheme with its interval."""
     st.markdown("##### Which scheme costs how much?", help="Change of the loss with its 95 % interval; every point is a run.")
-    shown, service = [], frame.service()
+    shown, service, refused = [], frame.service(), []
     with st.spinner("Running every scheme ...", show_time=True):
         for name in SCHEMES:
             try:
                 one = outlier_answers.quantized(service, case.model, case.outlier.texts, name)
-            except Refused:
+            except Refused as error:
+                refused.append(f"{name}: {error}")
                 continue
             shown.append(Effect(name, [one.damage], *one.interval()))
     effects("schemes", shown, "loss on rounded numbers - loss (nats per token)", percent=False)
+    for reason in refused:
+        st.caption(f"Left out: {escaped(reason)}")

@@ -10,7 +10,7 @@ from app.parts import words
 from app.parts.charts import CONTEXT, NEITHER, Line, lines
 from app.parts.choices import choice
 from app.parts.columns import split
-from app.parts.metrics import Box, boxes
+from app.parts.metrics import Box, boxes, escaped
 from app.parts.question import question
 
 if TYPE_CHECKING:
@@ -26,24 +26,24 @@ def section(case: Case, feature: tuple[int, int], report: "Report") -> None:
         "that clamping a feature to its own activation changes nothing.",
     )
     question(case)
-    most = round(report.maximum or 1.0, 2)
-    value = case.feature.clamp if case.feature.clamp >= 0 else most
+    most, value = held(case, report)
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        frame.shows("feature_clamp", min(value, 2 * most))
-        st.slider("Hold it at", 0.0, 2 * most, step=most / 50, key="feature_clamp", on_change=_moved, width=380, format="%.2f",
-                  help=f"0 silences it; the largest activation seen is {report.maximum:.2f}.")  # fmt: skip
+        frame.shows("feature_clamp", value)
+        st.slider("Hold it at", 0.0, 2 * most, step=most / 50, key="feature_clamp", on_change=_moved, width=380, format="%.4g",
+                  help=f"0 silences it; the largest activation seen is {report.maximum:.4g}.")  # fmt: skip
         choice("feature.where", "At", WHERE)
     found = frame.attempt(lambda: feature_answers.clamped(frame.service(), case, feature, value, most))
     if found is None:
         return
     clean, now = found.next.measures["logit difference"]
+    pair = escaped(f"{case.target} - {case.foil}, in logits.")
     boxes("clamp", [
-        Box("Logit difference", f"{now:.3f}", f"clean {clean:.3f}", f"{case.target} - {case.foil}, in logits.", f"{now - clean:+.3f}"),
+        Box("Logit difference", f"{now:.3f}", f"clean {clean:.3f}", pair, f"{now - clean:+.3f}"),
         Box("KL to clean (nats)", f"{found.next.measures['KL to clean (nats)'][1]:.4f}", "of the next token", "How far the whole "
             "distribution moved."),
         Box("Its own activation", f"{found.own:.2f}", "at the last position", "Without the clamp."),
         Box("Another feature instead", f"{found.random - clean:+.3f}", f"#{found.other}, held at the same value",
-            "The control: an active feature of the same layer, clamped alike; change of the logit difference."),
+            "The control: the strongest other feature of the layer on this prompt, clamped alike; change of the logit difference."),
     ])  # fmt: skip
     left, right = split("clamp", 6, 6)
     with left:
@@ -56,5 +56,11 @@ def section(case: Case, feature: tuple[int, int], report: "Report") -> None:
               "activation that it is held at", "logit difference", percent=False, mark=value, from_zero=False)  # fmt: skip
 
 
+def held(case: Case, report: "Report") -> tuple[float, float]:
+    """(largest activation seen, or 1 of a feature that is never active; the value that it is held at, at most twice that)."""
+    most = float(f"{report.maximum or 1.0:.4g}")
+    return most, min(case.feature.clamp, 2 * most) if case.feature.clamp >= 0 else most
+
+
 def _moved() -> None:
-    frame.change_field("feature.clamp", round(st.session_state["feature_clamp"], 4))
+    frame.change_field("feature.clamp", float(f"{st.session_state['feature_clamp']:.6g}"))

@@ -10,6 +10,7 @@ from app.case import Case
 from app.parts import clamp_view
 from app.parts.choices import choice
 from app.parts.columns import split
+from app.parts.metrics import escaped
 from app.parts.words import visible
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ SHOWN = 8  # top examples
 
 def section(case: Case) -> None:
     with st.spinner("Reading documents ...", show_time=True):
-        found = frame.attempt(lambda: feature_answers.reports(frame.service(), case.model))
+        found = frame.attempt(lambda: feature_answers.reports_of(frame.service(), case))
     if found is None:
         return
     layer = found[case.feature.layer]
@@ -33,7 +34,7 @@ def section(case: Case) -> None:
     about(case, report)
     left, right = split("dashboard", 7, 5)
     with left:
-        examples(report)
+        examples(report, layer.statistics.documents)
     with right:
         numbers(report)
     st.divider()
@@ -42,16 +43,14 @@ def section(case: Case) -> None:
 
 def picker(case: Case, layer: "Reports") -> int | None:
     """The list of a layer's living features, in the order asked for."""
-    order = ordered(layer, case.feature.order)
-    chosen = case.feature.layer_feature
-    own = chosen is not None and chosen[0] == case.feature.layer
-    if not order:
+    order, feature = ordered(layer, case.feature.order), in_focus(case, layer)
+    if feature is None:
         st.info("No document activates any feature of this layer.", icon=":material/info:")
         return None
-    feature = chosen[1] if own and chosen is not None else order[0]
-    if feature >= len(layer):
-        st.warning(f"There is no feature {feature}: this layer has 0-{len(layer) - 1}.", icon=":material/link_off:")
-        feature = order[0]
+    chosen = case.feature.layer_feature
+    if chosen is not None and chosen[0] == case.feature.layer and chosen[1] != feature:
+        said = f"There is no feature {chosen[1]}: this layer has 0-{len(layer) - 1}. Feature {feature} is shown."
+        st.warning(said, icon=":material/link_off:")
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         frame.shows("feature_pick", feature)
         st.selectbox(
@@ -60,6 +59,14 @@ def picker(case: Case, layer: "Reports") -> int | None:
         )  # fmt: skip
         choice("feature.order", "Listed by", ORDERS)
     return feature
+
+
+def in_focus(case: Case, layer: "Reports") -> int | None:
+    """The feature chosen in this layer, else the first of the list; None where no feature is ever active."""
+    chosen = case.feature.layer_feature
+    if chosen is not None and chosen[0] == case.feature.layer and chosen[1] < len(layer):
+        return chosen[1]
+    return next(iter(ordered(layer, case.feature.order)), None)
 
 
 def ordered(layer: "Reports", by: str) -> list[int]:
@@ -91,7 +98,7 @@ def about(case: Case, report: "Report") -> None:
     told = ""
     if label is not None:
         told = (
-            f" Best known variable: **{label.variable}** ({TRIVIAL.get(label.kind, label.kind)}), F1 {label.f1:.2f}, precision "
+            f" Best known variable: **{escaped(label.variable)}** ({TRIVIAL.get(label.kind, label.kind)}), F1 {label.f1:.2f}, precision "
             f"{label.precision:.2f}, recall {label.recall:.2f}, on documents that did not choose it."
         )
     st.markdown(
@@ -103,11 +110,12 @@ def about(case: Case, report: "Report") -> None:
                 f"{report.maximum:.2f}, {report.mean:.2f} on average where active.{told}")  # fmt: skip
 
 
-def examples(report: "Report") -> None:
+def examples(report: "Report", documents: int) -> None:
     """The strongest examples, then some of every band of its range."""
     st.markdown("**Strongest examples**")
     st.html("".join(example_html(e, report.maximum) for e in report.top[:SHOWN]) or '<div class="quiet">never active</div>')
-    st.caption(f"Showing {min(SHOWN, len(report.top))} of {report.active_documents} documents; darker is stronger.")
+    st.caption(f"Showing {min(SHOWN, len(report.top))} of the {report.active_documents} documents that activate it, of {documents} read; "
+               "darker is stronger.")  # fmt: skip
     with st.expander("Examples over its whole range"):
         for band in reversed(range(len(report.band_documents))):
             low, high = report.limits(band)

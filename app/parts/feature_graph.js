@@ -13,7 +13,14 @@ export default function (component) {
   redraw();
   const scroll = root.querySelector(".scroll");
   scroll.scrollLeft = scroll.scrollWidth; // the answer is at the right end
+  scroll.onscroll = () => follow(root);
+  follow(root);
   return () => ranges.forEach((range) => { range.oninput = null; });
+}
+
+// the names of the rows stay in sight
+function follow(root) {
+  root.querySelector(".names")?.setAttribute("transform", `translate(${root.querySelector(".scroll").scrollLeft} 0)`);
 }
 
 // the fewest entries that hold a share of the sum
@@ -64,9 +71,8 @@ function draw(data, root, [nodeShare, edgeShare], shown, setTriggerValue) {
   svg.setAttribute("height", height);
   svg.setAttribute("role", "group");
   svg.setAttribute("aria-label", data.label);
-  data.rows.forEach((name, row) => {
+  data.rows.forEach((_, row) => {
     add(svg, "line", { class: "row", x1: SIDE - 8, x2: width, y1: y({ row }), y2: y({ row }) });
-    add(svg, "text", { class: "axis", x: 6, y: y({ row }) + 4 }, name);
   });
   data.words.forEach((word, pos) => {
     const middle = (lefts[pos] + lefts[pos + 1]) / 2;
@@ -82,7 +88,7 @@ function draw(data, root, [nodeShare, edgeShare], shown, setTriggerValue) {
     return { path, s, t };
   });
   const say = (text) => { readout.textContent = text || "Blue adds, red takes away. Point at a node to follow its edges; click a feature (or Enter)."; };
-  const follow = (i) => lines.forEach(({ path, s, t }) => {
+  const light = (i) => lines.forEach(({ path, s, t }) => {
     path.classList.toggle("lit", i === s || i === t);
     path.classList.toggle("dim", i !== null && i !== s && i !== t);
   });
@@ -94,7 +100,7 @@ function draw(data, root, [nodeShare, edgeShare], shown, setTriggerValue) {
     mark.setAttribute("aria-label", n.say);
     mark.setAttribute("tabindex", "0");
     mark.setAttribute("role", n.kind === "feature" ? "button" : "img");
-    const enter = () => { say(n.say); follow(n.i); }, leave = () => { say(""); follow(null); };
+    const enter = () => { say(n.say); light(n.i); }, leave = () => { say(""); light(null); };
     mark.addEventListener("mouseenter", enter);
     mark.addEventListener("focus", enter);
     mark.addEventListener("mouseleave", leave);
@@ -105,6 +111,10 @@ function draw(data, root, [nodeShare, edgeShare], shown, setTriggerValue) {
       if (event.key === "Enter" || event.key === " ") { event.preventDefault(); setTriggerValue("picked", n.id); }
     });
   });
+  const names = add(svg, "g", { class: "names" });
+  add(names, "rect", { x: 0, y: 0, width: SIDE - 20, height: height - 60 });
+  data.rows.forEach((name, row) => add(names, "text", { class: "axis", x: 6, y: y({ row }) + 4 }, name));
+  follow(root);
   const features = nodes.filter((n) => n.kind === "feature").length;
   shown.textContent = `Showing ${features} of ${data.features_of} active features (${data.features} traced), ${edges.length} of ${data.edges_of} edges`;
   say("");

@@ -34,14 +34,14 @@ def section(case: Case) -> None:
     n_layers = frame.service().model(case.model).n_layers
     feature_graph(graph, n_layers, case.feature.name, key=KEY, on_pick=_clicked)
     st.html(f'<span class="badge exact">exact</span> <span class="quiet">one forward, linear passes back: {1000 * seconds:.0f} ms; orange '
-            "diamonds: what is not explained, grey squares: tokens</span>")  # fmt: skip
+            "diamonds: what is not explained, grey squares: tokens; biases are not drawn, the download has them</span>")  # fmt: skip
     most(case)
 
 
 def most(case: Case) -> None:
     """The most influential features by name."""
     graph, _ = feature_answers.graph(frame.service(), case)
-    reports = frame.attempt(lambda: feature_answers.reports(frame.service(), case.model))
+    reports = frame.attempt(lambda: feature_answers.reports_of(frame.service(), case))
     if reports is None:
         return
     rows = []

@@ -13,7 +13,7 @@ from app.parts.question import FIELDS, field
 from app.parts.words import visible
 
 if TYPE_CHECKING:
-    from saes.features import FeatureActivations
+    from saes.features import FeatureActivations, Reports
 
 KEY = "feature_map"
 SHOWN = 20  # features
@@ -25,7 +25,7 @@ def section(case: Case) -> None:
     )
     field(case, "prompt", *FIELDS["prompt"])
     found = frame.attempt(lambda: feature_answers.on_prompt(frame.service(), case))
-    reports = frame.attempt(lambda: feature_answers.reports(frame.service(), case.model))
+    reports = frame.attempt(lambda: feature_answers.reports_of(frame.service(), case))
     if found is None or reports is None:
         return
     top = found.top(0, SHOWN)
@@ -40,7 +40,7 @@ def section(case: Case) -> None:
         hint="Click a square: that feature's dashboard.", on_pick=_clicked,
     )  # fmt: skip
     st.caption(f"Showing {len(top)} of {found.n_active(0)} features of layer {case.feature.layer} that some token activates.")
-    strongest(found, case)
+    strongest(found, case, layer)
 
 
 def _cell(name: str, column: str, value: float, limit: float) -> dict[str, str]:
@@ -49,14 +49,13 @@ def _cell(name: str, column: str, value: float, limit: float) -> dict[str, str]:
     return {"t": shown, "bg": background, "fg": text, "say": f"{name} at {column}: {value:.2f}"}
 
 
-def strongest(found: "FeatureActivations", case: Case) -> None:
+def strongest(found: "FeatureActivations", case: Case, layer: "Reports") -> None:
     """The features of the last token."""
     dense = found.dense(0)[-1]
     order = [int(f) for f in (-dense).argsort(kind="stable")[:10] if dense[f] > 0]
-    layer = feature_answers.reports(frame.service(), case.model)[case.feature.layer]
     rows = [{"feature": f"{case.feature.layer}.{f}", "activation": round(float(dense[f]), 2), "what it is": name_of(layer, f)}
             for f in order]  # fmt: skip
-    st.markdown(f"**At the last token** ({int((dense > 0).sum())} active)")
+    st.markdown(f"**At the last token** ({len(order)} of {int((dense > 0).sum())} active features)")
     st.dataframe(rows, hide_index=True)
 
 

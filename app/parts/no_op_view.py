@@ -33,7 +33,10 @@ def section(case: Case) -> None:
         criteria(case, report)
     st.dataframe(outlier_answers.meets(report, case.outlier).round(4), hide_index=True, height=320)
     said = outlier_answers.documents(frame.service(), case.model, case.outlier.texts).said
-    st.caption(f"{said}; the longest has {report.longest} tokens, with which sinks fall. no_op[family]: on that kind of document alone.")
+    st.caption(
+        f"{said}; unedited model; the longest has {report.longest} tokens, with which sinks fall. Sinks are over eps = {report.eps:g}, "
+        f"small outputs below tau = {report.tau:g}. no_op[family]: on that kind of document alone."
+    )
     others(case)
 
 
@@ -100,21 +103,25 @@ def others(case: Case) -> None:
     from interp.zoo import bundled
 
     st.markdown("##### By the same criteria, side by side")
-    rows, service = [], frame.service()
+    rows, refused, service = [], [], frame.service()
     with st.spinner("Measuring the other bundled models ...", show_time=True):
         for name in dict.fromkeys([case.model, *bundled()]):
             try:
                 report = outlier_answers.heads(service, name, case.outlier.texts)
                 found = outlier_answers.statistics(service, name, case.outlier.texts)
-            except Refused:
+            except Refused as error:
+                refused.append(f"{short_name(name)}: {error}")
                 continue
             table = outlier_answers.meets(report, case.outlier)
             rows.append({
                 "model": short_name(name), "do nothing": int(table.does_nothing.sum()), "of heads": len(table),
+                "documents": report.n_prompts,
                 "mean mass on position 0": round(float(table.sink_mass.mean()), 3),
-                "heads over 30 % (share of prompts)": round(float(table.sink_rate.mean()), 3),
+                f"heads over {report.eps:.0%} (share of prompts)": round(float(table.sink_rate.mean()), 3),
                 "loss": round(report.loss, 3), "max inf-norm of blocks": round(found.inf_norm["block"], 1),
                 "mean kurtosis": round(found.mean_kurtosis, 1),
                 "massive entries": sum(t.massive for t in found.tensors),
             })  # fmt: skip
     st.dataframe(rows, hide_index=True)
+    for reason in refused:
+        st.caption(f"Left out: {escaped(reason)}")

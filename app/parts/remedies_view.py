@@ -17,7 +17,7 @@ COLUMNS = {
 
 def section(case: Case) -> None:
     known = {name: name for name in SCHEMES if name != "llm.int8"}  # which is a remedy itself
-    shown = case.outlier.scheme if case.outlier.scheme in known else "w8a8"
+    shown = case.outlier.mended_scheme
     choice("outlier.scheme", "Scheme", known, "select", shown=shown, width=260)
     with st.spinner("Trying every remedy ...", show_time=True):
         answer = frame.attempt(lambda: outlier_answers.remedied(frame.service(), case.model, case.outlier.texts, shown))
@@ -29,8 +29,8 @@ def section(case: Case) -> None:
         Box("KL without remedies", f"{alone.kl:.5f}", f"loss {alone.damage:+.4f}", "KL(model || rounded), nats per token."),
         Box("Least KL", f"{best.evaluation.kl:.5f}", escaped(best.name), "Of all remedies tried."),
         Box("Recovered", f"{found.recovered(best):.0%}", "of the KL without remedies", "1 - KL with it / KL without."),
-        Box("Measured on", str(found.n_evaluated), f"documents; {found.n_calibration} others to calibrate",
-            "Ranges, smoothing and kept features never see the documents that are measured."),
+        Box("Documents", str(found.n_evaluated), f"{found.n_calibration} others to calibrate",
+            "Measured on them. Ranges, smoothing and kept features never see the documents that are measured."),
     ])  # fmt: skip
     st.markdown(
         "##### How far is the rounded model from the model?",

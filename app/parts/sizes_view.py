@@ -45,7 +45,7 @@ def stream(case: Case) -> None:
              for name, row in zip(names, found.places, strict=True)]  # fmt: skip
     matrix(
         names, columns, cells, key=KEY, label="Length of the residual stream", slanted=True, fluid=(16, 66), size=(40, 30),
-        hint="Click a square: the largest dimension there is traced.", on_pick=_picked,
+        hint="Click a square: the largest dimension there is traced (the last layer's: one layer earlier).", on_pick=_picked,
     )  # fmt: skip
     cut = f" Showing the last {len(found.tokens)} of {found.first + len(found.tokens)} tokens." if found.first else ""
     edits = "with the edits that are on" if case.active else "unedited model"
@@ -68,7 +68,7 @@ def _picked() -> None:
     if found is None:
         frame.touched()
         return
-    last = frame.service().model(case.model).n_layers - 2  # what leaves the last layer no head reads
+    last = max(0, frame.service().model(case.model).n_layers - 2)  # what leaves the last layer no head reads
     frame.change_field("outlier.place", f"{min(max(0, row - 1), last)}.{found.places[row][column].largest[0][0]}")
     frame.change_field("outlier.part", "trace")
 
@@ -86,15 +86,15 @@ def corpus(case: Case) -> None:
         return
     norms, dims = found.inf_norm, found.outlier_dimensions
     boxes("sizes", [
-        Box("Max inf-norm", f"{norms['block']:.1f}", f"any tensor {norms['all']:.1f}, MLP outputs {norms['mlp']:.1f}",
+        Box("Max inf-norm", f"{norms['block']:.1f}", f"MLP outputs {norms['mlp']:.1f}", f"Of any tensor {norms['all']:.1f}. "
             "Largest over blocks' outputs of the mean over prompts of the largest |x| (Bondarenko et al. 2023's column for OPT)."),
         Box("Mean kurtosis", f"{found.mean_kurtosis:.1f}", "3 is a Gaussian",
             "The paper's: mean over tensors and prompts, with its epsilon. The table has the scale-free one beside it."),
         Box("Massive activations", str(sum(t.massive for t in found.tensors)), f"in {found.n_tokens:,} tokens",
             "Entries with |x| > 100 and at least 1000 times the median of their tensor (Sun et al. 2024)."),
-        Box("LLM.int8 outlier dims", str(len(dims)), ", ".join(map(str, dims)) or "none",
+        Box("LLM.int8 outlier dims", str(len(dims)), ", ".join(map(str, list(dims)[:5])) + (" ..." if len(dims) > 5 else "") or "none",
             "Dimensions in which a norm's output reaches 6 in a quarter of the layers and 6 % of the positions (Dettmers et al. 2022)."),
     ])  # fmt: skip
     table = found.table()[list(COLUMNS)].rename(columns=COLUMNS)
     st.dataframe(table.round(2), hide_index=True, height=300)
-    st.caption(f"{outlier_answers.documents(frame.service(), case.model, case.outlier.texts).said}.")
+    st.caption(f"{outlier_answers.documents(frame.service(), case.model, case.outlier.texts).said}; unedited model.")

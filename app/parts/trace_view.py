@@ -19,20 +19,21 @@ def section(case: Case) -> None:
         return
     mean = float(found.value.mean())
     boxes("trace", [
-        Box("Dimension", f"{found.dim}", f"of the stream that leaves layer {found.layer}", "Where it is largest in every prompt."),
-        Box("Its value", f"{mean:.1f}", "mean over prompts, at its largest position", "In units of the activation."),
+        Box("Dimension", f"{found.dim}", f"after layer {found.layer}", "Of the stream that leaves this layer."),
+        Box("Its value", f"{mean:.1f}", "mean over prompts", "Where it is largest in each prompt."),
         Box("Loss without it", f"{found.loss_without:.4f}", f"with it {found.loss:.4f}", "The dimension is taken out of the stream at "
             "every position; nats per token.", f"{found.loss_without - found.loss:+.4f}"),
-        Box("Loss without another", f"{found.loss_random:.4f}", "mean of random dimensions: the control",
-            "What taking out any dimension costs.", f"{found.loss_random - found.loss:+.4f}"),
+        Box("Loss without another", f"{found.loss_random:.4f}", "a random one",
+            "The control: what taking out any dimension costs, the mean of some random ones.", f"{found.loss_random - found.loss:+.4f}"),
     ])  # fmt: skip
     left, right = split("trace", 1, 1)
     with left:
         st.markdown(
-            "##### Who writes it?", help="Addends of an exact sum; beside them what the value loses when the component is silenced."
+            "##### Who writes it?",
+            help="Addends of an exact sum, means over prompts; beside them what the value loses when the component is silenced.",
         )
         shown = [Effect(p.component, [p.contribution]) for p in found.producers]
-        effects("producers", shown, "addend of the value (they sum to it)", percent=False)
+        effects("producers", shown, "addend of the value", percent=False)
         rows = "".join(
             f"<tr><td>{escape(p.component)}</td><td>{p.contribution:+.2f}</td>"
             f"<td>{'not rerun' if p.silenced is None else f'{p.silenced:+.2f}'}</td></tr>"
@@ -41,7 +42,10 @@ def section(case: Case) -> None:
         st.html(
             f'<table class="lists"><thead><tr><th>component</th><th>addend</th><th>change when silenced</th></tr></thead>{rows}</table>'
         )
-        st.caption("The two differ where later components answer to what was silenced.")
+        st.caption(
+            "Neurons (as L1.neuron7) are part of their MLP's addend; all the others sum to the value. Addend and change differ where later "
+            "components answer to what was silenced."
+        )
     with right:
         st.markdown("##### Who needs it?", help="Attention to position 0 of every later head, with the dimension and without it.")
         rows = "".join(

@@ -1,6 +1,7 @@
 """Which activations explode, which heads do nothing, who writes an outlier dimension, and what do 8 bits cost?"""
 
 import time
+from contextlib import suppress
 
 import streamlit as st
 
@@ -10,7 +11,7 @@ from app.parts import bits_view, no_op_view, remedies_view, sizes_view, trace_vi
 from app.parts.choices import choice
 from app.parts.columns import header
 from app.parts.sharing import share_row
-from app.service import short_name
+from app.service import Refused, short_name
 
 PARTS = {
     "sizes": ("How large?", sizes_view.section),
@@ -22,9 +23,9 @@ PARTS = {
 
 
 def share(case: Case) -> None:
-    texts = {
-        "Copy link": frame.this_link(case), "Copy Python": outlier_exports.python(case), "Copy command": outlier_exports.command(case)
-    }  # fmt: skip
+    texts = {"Copy link": frame.this_link(case)}
+    with suppress(Refused):  # the page has said why
+        texts |= {"Copy Python": outlier_exports.python(case), "Copy command": outlier_exports.command(case)}
     share_row(texts, outlier_exports.downloads(case), f"outliers-{short_name(case.model)}-{case.outlier.part}")
 
 

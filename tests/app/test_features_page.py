@@ -93,6 +93,74 @@ def test_moving_the_clamp_moves_the_numbers_and_the_address(demo):
     assert value(test, "Logit difference") != before
 
 
+def test_a_value_is_of_the_feature_that_it_was_set_for(demo):
+    """Another feature starts at its own largest activation; a link's value beyond the slider's end is the slider's end everywhere."""
+    test = demo(layer="0", feature="0.42", clamp="1e5")
+    slider = test.slider(key="feature_clamp")
+    assert not test.exception and slider.value == slider.max
+    end = value(test, "Logit difference")
+    test.slider(key="feature_clamp").set_value(0.0).run()
+    test.slider(key="feature_clamp").set_value(slider.max).run()
+    assert value(test, "Logit difference") == end
+    other = next(int(f[1:].split()[0]) for f in test.selectbox(key="feature_pick").options if not f.startswith("#42 "))
+    test.selectbox(key="feature_pick").set_value(other).run()
+    slider = test.slider(key="feature_clamp")
+    assert test.session_state["case"].feature.clamp == -1.0 and slider.value == pytest.approx(slider.max / 2)
+
+
+def test_the_script_gives_the_page_s_numbers(demo, capsys):
+    test = demo(layer="1", clamp="2", where="last")  # no feature is named: the first of the list
+    exec(feature_exports.python(test.session_state["case"]), {})
+    clean, now = map(float, capsys.readouterr().out.split("\n")[-2].split())
+    assert now == pytest.approx(value(test, "Logit difference"), abs=6e-4)
+    assert now != clean
+
+
+@pytest.fixture
+def folder(speaking, tmp_path):
+    """A folder of transcoders of the tiny GPT-2, of layer 1 alone."""
+    import interp
+    import saes
+
+    model = interp.load(speaking["gpt2"])
+    (config,) = saes.mlp_transcoders(model, saes.Config(n_features=24, k=4, steps=5, batch_size=32), [1])
+    (coder,) = saes.train(model, [config], interp.Prompts.from_ids([[5, 6, 7, 8, 9, 10, 11, 12]] * 16))
+    coder.save(tmp_path / str(coder.target_site))
+    return str(tmp_path)
+
+
+def test_own_transcoders_are_opened_from_a_folder_that_is_typed(visit, folder):  # noqa: F811
+    test = visit("features", "gpt2", coders=folder)
+    assert not test.exception and any("link alone" in info.value for info in test.info)
+    test.button(key="open_coders").click().run()
+    for part in FEATURE_PARTS:
+        test.segmented_control(key="feature.part").set_value(part).run()
+        assert not test.exception and not test.error
+        assert test.segmented_control(key="feature.layer").options == ["1"]
+    compile(feature_exports.python(test.session_state["case"]), "script", "exec")
+    test.text_input(key="coders").set_value("").run()
+    assert any("interp train transcoder" in info.value for info in test.info)
+
+
+def test_coders_of_another_model_are_refused(service, folder, tmp_path):
+    service.allow_coders(folder)
+    with pytest.raises(Refused, match="dimensions"):
+        feature_answers.coders(service, "demo-gpt2", folder)
+    for wrong in (tmp_path / "nothing", tmp_path / "blocks.1.hook_mlp_out" / "coder.json"):
+        service.allow_coders(str(wrong))
+        with pytest.raises(Refused, match="no folder"):
+            feature_answers.coders(service, "demo-gpt2", str(wrong))
+
+
+def test_another_model_in_a_folder_of_a_bundled_name_has_no_bundled_transcoders(service, tmp_path):
+    from tests.tiny import save_tiny
+
+    save_tiny("gpt2", tmp_path / "demo-gpt2")
+    service.allow(str(tmp_path / "demo-gpt2"))
+    with pytest.raises(Refused, match="bundled"):
+        feature_answers.coders(service, str(tmp_path / "demo-gpt2"))
+
+
 def test_the_graph_that_is_drawn_is_the_one_computed(service, small):
     graph, _ = feature_answers.graph(service, CASE)
     drawn = layout(graph, 4, "")

@@ -145,6 +145,26 @@ def test_a_model_without_words_is_refused_with_what_to_do(service, tmp_path):
         outlier_answers.statistics(service, str(tmp_path / "bare"), 16)
 
 
+def test_the_script_measures_the_page_s_documents(service, monkeypatch, speaking):
+    monkeypatch.setattr("app.frame.service", lambda: service)
+    service.allow(speaking["neox"])
+    for model in ("demo-opt", speaking["neox"]):
+        case = Case(model, "John and Mary", "Mary", "John", outlier=OutlierView("sizes", 16))
+        made: dict = {}
+        exec(outlier_exports.python(case), made)
+        assert made["result"].inf_norm == outlier_answers.statistics(service, model, 16).inf_norm
+
+
+def test_llm_int8_is_a_remedy_itself(service, monkeypatch):
+    monkeypatch.setattr("app.frame.service", lambda: service)
+    case = Case("demo-gpt2", outlier=OutlierView("remedies", 16, scheme="llm.int8"))
+    report = outlier_answers.remedied(service, "demo-gpt2", 16, "a8")
+    asked = []
+    monkeypatch.setattr(outlier_answers, "remedied", lambda *given: (asked.append(given[3]), report)[1])
+    assert all(file.make() for file in outlier_exports.downloads(case)) and set(asked) == {"w8a8"}
+    assert "'w8a8'" in outlier_exports.python(case) and "w8a8" in outlier_exports.command(case)
+
+
 @pytest.mark.parametrize("part", OUTLIER_PARTS)
 def test_files_are_the_tables_and_the_script_is_python(service, part, monkeypatch):
     case = Case("demo-gpt2", "John and Mary", "Mary", "John", outlier=OutlierView(part, 16, scheme="a8"))

@@ -10,7 +10,7 @@ import pytest
 
 import interp
 from app.bounded import Bounded
-from app.case import MEASURES, Case
+from app.case import MEASURES, Case, FeatureView, OutlierView
 from app.curated import CASES, STORED, stored_results
 from app.measures import MEASURES as DEFINED
 from app.service import FACTORS, Refused, Service, moved_to
@@ -143,6 +143,12 @@ def test_the_suggested_prompt_can_be_read(asked):
 
 def test_another_model_gets_the_question_without_edits():
     assert moved_to(Case("a", "p", "t", "f", ("a1.2*2",), "1.2"), "b") == Case("b", "p", "t", "f")
+
+
+def test_another_model_keeps_the_page_but_nothing_that_is_of_the_old_one():
+    focus = Case("a", "p", outlier=OutlierView("trace", place="2.14"), feature=FeatureView("graph", 2, "2.7", "density", 3.0, coders="x"))
+    kept = Case("b", "p", outlier=OutlierView("trace"), feature=FeatureView("graph", 2, order="density"))
+    assert moved_to(focus, "b") == kept
 
 
 def test_callers_with_different_edits_get_their_own_numbers(speaking):
