@@ -64,11 +64,11 @@ class Evaluation:
     @property
     def ce_recovered(self) -> float:
         """(ablated - replaced) / (ablated - clean), of the averages: 1 if nothing is lost, 0 if all that the site does."""
-        return _share(self.ce_ablated - self.ce_replaced, self.ce_ablated - self.ce_clean)
+        return share(self.ce_ablated - self.ce_replaced, self.ce_ablated - self.ce_clean)
 
     @property
     def kl_recovered(self) -> float:
-        return _share(self.kl_ablated - self.kl, self.kl_ablated)
+        return share(self.kl_ablated - self.kl, self.kl_ablated)
 
     @property
     def dead_fraction(self) -> float:
@@ -162,8 +162,8 @@ def _fidelity(model: Model, coder: Coder, prompts: Prompts, rows: int) -> dict[s
     assert isinstance(total, Tensor)
     variance = sums["square"] / n - float((total / n).square().sum())
     return {
-        "l0": float(fired.sum()) / n, "fvu": _share(sums["error"] / n, variance), "shrinkage": _share(sums["ratio"], sums["lengths"]),
-        "reconstruction_bias": _share(sums["own"], sums["cross"]), "density": (fired / n).cpu(),
+        "l0": float(fired.sum()) / n, "fvu": share(sums["error"] / n, variance), "shrinkage": share(sums["ratio"], sums["lengths"]),
+        "reconstruction_bias": share(sums["own"], sums["cross"]), "density": (fired / n).cpu(),
     }  # fmt: skip
 
 
@@ -194,7 +194,7 @@ class Together:
 
     @property
     def ce_recovered(self) -> float:
-        return _share(self.ce_ablated - self.ce_replaced, self.ce_ablated - self.ce_clean)
+        return share(self.ce_ablated - self.ce_replaced, self.ce_ablated - self.ce_clean)
 
     def table(self) -> "pd.DataFrame":
         """One row per number of replaced sites."""
@@ -230,5 +230,6 @@ def evaluate_together(model: Model, coders: Sequence[Coder], prompts: "Prompts |
     )  # fmt: skip
 
 
-def _share(part: float, whole: float) -> float:
+def share(part: float, whole: float) -> float:
+    """part / whole; NaN where there is no whole."""
     return part / whole if whole else float("nan")

@@ -17,7 +17,7 @@ from saes.crosscoders.blocks import Block, owners
 from saes.crosscoders.crosscoder import Crosscoder
 from saes.crosscoders.replacing import crosscoder_replacements, targets_of
 from saes.crosscoders.training import crosscoder_controls
-from saes.evaluation import Ablation
+from saes.evaluation import Ablation, share
 from saes.replacing import flat, losses, parts, real_positions
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class CrosscoderEvaluation:
     @property
     def ce_recovered(self) -> float:
         """(ablated - replaced) / (ablated - clean), all sites together."""
-        return _share(self.ce_ablated - self.ce_replaced, self.ce_ablated - self.ce_clean)
+        return share(self.ce_ablated - self.ce_replaced, self.ce_ablated - self.ce_clean)
 
     @property
     def dead_fraction(self) -> float:
@@ -91,7 +91,7 @@ class CrosscoderEvaluation:
                 "site": site, "fvu": self.fvu[i], "l0": sum(l0 for l0, b in zip(self.l0, self.blocks, strict=True) if site in b.writes),
                 "block_l0": self.l0[last[site]], "dead_fraction": float((self.density[last[site]] == 0).double().mean()),
                 "ce_alone": self.ce_alone[i], "ce_clean": self.ce_clean, "ce_ablated_alone": self.ce_ablated_alone[i],
-                "ce_recovered_alone": _share(self.ce_ablated_alone[i] - self.ce_alone[i], self.ce_ablated_alone[i] - self.ce_clean),
+                "ce_recovered_alone": share(self.ce_ablated_alone[i] - self.ce_alone[i], self.ce_ablated_alone[i] - self.ce_clean),
             })  # fmt: skip
         return rows
 
@@ -200,7 +200,7 @@ class _Unexplained:
 
     def fvu(self) -> float:
         assert isinstance(self.total, Tensor)
-        return _share(self.error / self.n, self.square / self.n - float((self.total / self.n).square().sum()))
+        return share(self.error / self.n, self.square / self.n - float((self.total / self.n).square().sum()))
 
 
 def _controls(model: Model, crosscoder: Crosscoder, prompts: Prompts, rows: int) -> dict[str, Crosscoder]:
@@ -211,7 +211,3 @@ def _controls(model: Model, crosscoder: Crosscoder, prompts: Prompts, rows: int)
     n = len(memory.tensors[sites[0]])
     trained = crosscoder_controls(memory, crosscoder.blocks, replace(config, batch_size=min(config.batch_size, n)))
     return {name: each.to(crosscoder.coders[0].W_dec.device) for name, each in trained.items()}
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")

@@ -6,6 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from saes.evaluation import LIVE
+
 if TYPE_CHECKING:
     from saes.features.activations import FeatureActivations
     from saes.features.detection import Detection
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
     from saes.features.weights import LogitWeights
 
 BLUE, RED = "#2563eb", "#b2182b"
-LIVE = 1e-5
-"""Rarer features are below the first bar."""
 
 
 def report(found: "Report") -> go.Figure:
