@@ -47,7 +47,8 @@ def read(path: str | Path, trainers: dict[str, Trainer]) -> dict[str, Any]:
     for name, trainer in trainers.items():
         saved = state["trainers"][name]
         if (config := Config.from_file(saved["config"])) != trainer.config:
-            differs = [k for k, v in config.to_json().items() if v != trainer.config.to_json()[k]]
+            there, here = _plain(config), _plain(trainer.config)
+            differs = [f"{k} ({there[k]!r} there, {here[k]!r} here)" for k in there if there[k] != here[k]]
             raise ValueError(f"{path} is of another training of {name}: {', '.join(differs)} differ. Give another folder or delete it.")
         was, now = tensors.get(f"{name}/data"), _data(trainer)
         if was is None or was.shape != now.shape or not torch.allclose(was.to(now), now, rtol=1e-3, atol=1e-3 * float(now.abs().max())):
@@ -61,6 +62,13 @@ def read(path: str | Path, trainers: dict[str, Trainer]) -> dict[str, Any]:
         trainer.step_count, trainer.rows_seen = saved["step"], saved["rows"]
         trainer.penalty, trainer.pressure = saved["penalty"], saved["pressure"]
     return state["position"]
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """Fields, those of the details among them."""
+    data = config.to_json()
+    details = data.pop("details")
+    return data | details
 
 
 def _data(trainer: Trainer) -> torch.Tensor:

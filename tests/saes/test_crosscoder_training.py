@@ -188,7 +188,7 @@ def test_training_that_was_interrupted_goes_on_bit_for_bit(folders, tmp_path):
     with pytest.raises(ValueError, match="Give another folder"):
         saes.train_crosscoder(model, saes.clt_blocks(model, [1, 2]), config, documents, **options)
     elsewhere = [Block(b.reads, tuple(site.replace("mlp", "attn") for site in b.writes)) for b in blocks]
-    with pytest.raises(ValueError, match="target_site differ"):
+    with pytest.raises(ValueError, match=r"target_site \('blocks.0.hook_mlp_out.*' there, 'blocks.0.hook_attn_out.*' here\) differ"):
         saes.train_crosscoder(model, elsewhere, config, documents, **options)
     store = interp.harvest(model, documents, [*whole.reads, *whole.writes], tmp_path / "store")
     assert same(saes.train_crosscoder(store, blocks, config), whole) and whole.info["model"] == model.name

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import saes
 from saes import Config
@@ -68,6 +70,19 @@ def test_an_interrupted_training_ends_with_the_bits_of_one_that_was_not(kind, tm
     for other in (x + 1, x.flip(0)):
         with pytest.raises(ValueError, match="on other rows"):
             saes.fit(other, config=config, checkpoint=state)
+
+
+def test_a_checkpoint_from_before_there_was_a_beta2_goes_on_with_the_one_it_had(tmp_path):
+    x, _, _ = sparse_rows(600)
+    config, state = SMALL.but(steps=20, beta2=0.999), tmp_path / "state.safetensors"
+    whole = saes.fit(x, config=config, checkpoint=state, checkpoint_every=10)
+    with safe_open(state, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])  # noqa: SIM118
+    del about["trainers"]["coder"]["config"]["details"]["beta2"]
+    save_file(tensors, state, metadata={"state": json.dumps(about)})
+    with pytest.raises(ValueError, match=r"another training of coder: beta2 \(0.999 there, 0.95 here\) differ"):
+        saes.fit(x, config=config.but(beta2=Config().details.beta2), checkpoint=state)
+    assert same(saes.fit(x, config=config, checkpoint=state), whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
