@@ -14,7 +14,7 @@ from typing import Any
 
 from interp.edits import Edit, Plan, as_plan, plan_from_json
 from interp.models import Model
-from interp.provenance import model_hash
+from interp.provenance import weights_hash
 from interp.safefiles import write_text
 
 FORMAT = "interp plan 1"
@@ -28,7 +28,7 @@ def save_plan(path: str | Path, plan: Edit | Sequence[Edit], model: Model, about
     path, edits = Path(path), as_plan(plan)
     for edit in edits:
         model.sites().get(edit.site)
-    data = {"format": FORMAT, "model": model.name, "weights": model_hash(model.path), "about": dict(about or {})}
+    data = {"format": FORMAT, "model": model.name, "weights": weights_hash(model), "about": dict(about or {})}
     data["plan"] = [edit.to_json(path.parent) for edit in edits]
     write_text(path, json.dumps(data, indent=1) + "\n")
     return path
@@ -37,7 +37,7 @@ def save_plan(path: str | Path, plan: Edit | Sequence[Edit], model: Model, about
 def load_plan(path: str | Path, model: Model, any_weights: bool = False) -> Plan:
     """The plan of a file. ValueError if it was made for other weights (`any_weights=True` takes it all the same) or names absent sites."""
     data = read_plan_file(path)
-    if not any_weights and data["weights"] != model_hash(model.path):
+    if not any_weights and data["weights"] != weights_hash(model):
         raise ValueError(
             f"{path} holds a plan for {data['model']} (weights {data['weights']}); {model.name} has other weights, whose heads play other "
             "roles. any_weights=True applies it all the same."

@@ -31,11 +31,24 @@ def provenance(model: "Model | None" = None, seed: int | None = None, command: S
     if model is not None:
         data["model"] = {
             "name": model.name,
-            "hash": model_hash(model.path),
+            "hash": weights_hash(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
         }
     return data
+
+
+def weights_hash(model: "Model") -> str:
+    """`model_hash` of its folder; where another attention formula was put in its place, of both."""
+    from interp.attention_files import read_variant, variant_tensors
+
+    folder = model_hash(model.path)
+    if model.attention == read_variant(model.path):
+        return folder
+    whole = hashlib.sha256(f"{folder} {model.attention}".encode())
+    for name, tensor in variant_tensors(model.anatomy).items():
+        whole.update(name.encode() + tensor.double().cpu().numpy().tobytes())
+    return whole.hexdigest()[:16]
 
 
 def model_hash(folder: Path) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.loading import _TOKENIZER_FILES
-from interp.provenance import model_hash
+from interp.provenance import weights_hash
 from interp.safefiles import write_text
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def make_plan(live: "Live", shapes: Mapping[str, Sequence[int]], dtype: str, sca
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": {"name": model.name, "hash": model_hash(model.path), "dtype": str(model.dtype).removeprefix("torch."),
+        "model": {"name": model.name, "hash": weights_hash(model), "dtype": str(model.dtype).removeprefix("torch."),
                   "device": model.device.type, "tokenizer": tokenizer_hash(model.path)},
         "sites": {name: {"shape": list(shape), "width": int(np.prod(shape))} for name, shape in shapes.items()},
         "dtype": dtype,

@@ -230,7 +230,7 @@ class Store:
 
     def check_model(self, model: "Model") -> None:
         """StoreError unless the store was harvested from this checkpoint."""
-        of, given = self.manifest["model"], m.model_hash(model.path)
+        of, given = self.manifest["model"], m.weights_hash(model)
         if given != of["hash"]:
             found = f"{of['name']} ({of['hash']}); this is {model.name} ({given})"
             raise StoreError(f"{self.folder} was harvested from {found}. Harvest from that one into another folder.")

@@ -8,6 +8,7 @@ import torch
 import interp
 from interp import Edit
 from interp.plan_files import load_plan, read_plan_file, save_plan
+from interp.provenance import model_hash, weights_hash
 from tests.tiny import random_ids
 
 PROMPTS = interp.Prompts.from_ids(random_ids(2, 5))
@@ -56,3 +57,14 @@ def test_what_is_no_plan_file_is_refused(text, load, tmp_path):
         load_plan(tmp_path / "plan.json", load("gpt2"))
     with pytest.raises(FileNotFoundError, match="absent.json"):
         load_plan(tmp_path / "absent.json", load("gpt2"))
+
+
+def test_the_same_weights_under_another_attention_formula_are_another_model(load, folders, tmp_path):
+    model = load("gpt2")
+    clipped = model.with_attention("clipped")
+    assert weights_hash(model) == weights_hash(clipped.with_attention("softmax")) == model_hash(folders["gpt2"]) != weights_hash(clipped)
+    assert weights_hash(clipped) == weights_hash(model.with_attention("clipped")) != weights_hash(model.with_attention("softmax-1"))
+    path = save_plan(tmp_path / "plan.json", Edit("blocks.0.attn.hook_z", "zero", head=1), clipped)
+    load_plan(path, clipped)
+    with pytest.raises(ValueError, match="other weights"):
+        load_plan(path, model)
