@@ -146,6 +146,10 @@ def test_controls_are_trained_on_the_prompts(model, prompts):
     clt = saes.train_crosscoder(model, saes.clt_blocks(model), config.but(batch_size=16), prompts)
     found = saes.evaluate_crosscoder(model, clt, prompts, controls=True)
     assert list(found.controls) == ["frozen decoder", "frozen encoder", "random"]
+    assert len({found.mean_fvu, *(each.mean_fvu for each in found.controls.values())}) == 4, "four trainings"
+    prepared = saes.crosscoder_controls(model, clt.blocks, config.but(batch_size=16), prompts)
+    assert torch.equal(prepared["random"].coders[0].W_dec, prepared["frozen decoder"].coders[0].W_dec)
+    assert not torch.equal(prepared["random"].coders[0].W_dec, prepared["frozen encoder"].coders[0].W_dec)
 
 
 def test_a_crosscoder_of_another_model_is_refused(model, prompts, folders):
