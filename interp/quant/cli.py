@@ -54,7 +54,9 @@ def report(
     with refusals():
         from interp import quant
         from interp.quant.html_report import write_html
+        from interp.quant.schemes import scheme_of
 
+        scheme_of(scheme)  # refused now, not after all that comes before it
         loaded, data = _open(model, text, atlas, limit, device)
         found: dict[str, Any] = {
             "sizes": quant.activation_statistics(loaded, data.prompts, progress=not as_json),

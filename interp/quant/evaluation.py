@@ -49,7 +49,8 @@ class QuantEvaluation:
     sqnr: dict[str, float]
     """Of every rounded activation, dB, given what was rounded before it; all entries."""
     bulk_sqnr: dict[str, float]
-    """The same without massive entries; where a tensor has none, without those beyond six standard deviations."""
+    """The same without massive entries; where there are none, without those beyond six standard deviations. Which they are is found anew in
+    every chunk of prompts that is held at once (`BUDGET`), so with other chunks it is another number by up to a few dB."""
     calibrated_on: str
 
     @property

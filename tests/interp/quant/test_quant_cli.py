@@ -100,9 +100,13 @@ def test_a_page_says_nothing_that_was_not_measured(tmp_path):
         write_html(tmp_path / "a.html", "m", "d", {"sises": None})
 
 
-@pytest.mark.parametrize(("content", "said"), [("", "no texts"), ("the man went to the store\n", "1 text")])
-def test_a_file_of_too_few_texts_is_refused(tmp_path, content, said):
-    file = tmp_path / "few.txt"
-    file.write_text(content)
-    done = run("evaluate", "demo-gpt2", "--text", str(file))
-    assert done.exit_code == 2 and said in done.output
+def test_a_report_refuses_an_unknown_scheme_before_it_measures(monkeypatch):
+    monkeypatch.setattr(quant, "activation_statistics", lambda *_, **__: pytest.fail("measured"))
+    done = run("report", "demo-gpt2", "--atlas", "4", "--scheme", "w8a9")
+    assert done.exit_code == 2 and "did you mean 'w8a8'" in done.stderr
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    done = run("evaluate", "demo-gpt2", "--text", str(tmp_path / "empty.txt"))
+    assert done.exit_code == 2 and "no texts" in done.stderr
