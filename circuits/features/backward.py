@@ -53,6 +53,7 @@ def feature_readouts(run: LocalReplacement, layer: int, pos: Int[Tensor, " targe
     frozen = run.layers[layer]
     if frozen.coder is None or frozen.x is None:
         raise ValueError(f"Layer {layer} has no transcoder here; there are some for layers {_covered(run)}.")
+    pos, feature = pos.to(run.stream.device), feature.to(run.stream.device)
     encoder, b_enc = like(frozen.coder.W_enc, run.stream).T[feature], like(frozen.coder.b_enc, run.stream)[feature]
     values = (frozen.x[pos] * encoder).sum(-1) + b_enc
     return Readouts(torch.full_like(pos, frozen.point), pos, pull_at(frozen.read, encoder, pos), b_enc, values)
@@ -96,6 +97,7 @@ def direction_readouts(
     pos: Int[Tensor, " target"],
 ) -> Readouts:
     """Any linear functions of what the unembedding reads (after the final norm)."""
+    pos = pos.to(run.stream.device)
     stream, norm = run.stream[pos], run.final
     if norm is None:
         vectors, values = directions, (stream * directions).sum(-1) + constants

@@ -142,9 +142,10 @@ def _build(
     run: LocalReplacement, targets: Readouts, target_nodes: list[Node], start: Tensor, max_nodes: int, labels: Labels, settings: dict
 ) -> FeatureGraph:
     columns = _Columns(run)
-    rows, own, readouts = edges(run, targets), torch.tensor(columns.of(target_nodes)), targets
+    device = run.stream.device
+    rows, own, readouts = edges(run, targets), torch.tensor(columns.of(target_nodes), device=device), targets
     weights_of_rows = start
-    chosen = torch.zeros(0, dtype=torch.long)
+    chosen = torch.zeros(0, dtype=torch.long, device=device)
     while len(chosen) < min(max_nodes, columns.n_features):
         reached = columns.influence(rows, own, weights_of_rows)[0][: columns.n_features].clone()
         reached[own[own >= 0]] = -1.0  # traced already

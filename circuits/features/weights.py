@@ -179,7 +179,7 @@ def overlap(
         for pos in mine.pos[mine.feature == feature]:
             whole = decompose(run, feature_readouts(run, layer, pos[None], mine.feature.new_tensor([feature])))
             chosen = [i for i, kind in enumerate(whole.kinds) if kind == "feature" and int(whole.layer[i]) == source]
-            total.index_add_(0, whole.index[chosen], whole.values[chosen].to(total))
+            total.index_add_(0, whole.index[chosen].to(total.device), whole.values[chosen].to(total))
             tokens += 1
     if not tokens:
         raise ValueError(f"L{layer} #{feature} is active on none of the {of} tokens given.")
