@@ -1,6 +1,6 @@
 """Takes the pictures of the README with the first bundled model, in a real browser.
 
-python -m app.screenshots
+python -m app.screenshots [NAME ...]
 """
 
 import shutil
@@ -17,6 +17,8 @@ PAGES = {  # name -> path, height, and the text that comes last
     "patch": ("/circuits?cell=2.14", 1500, "Edit this place"),
     "circuits": ("/circuits?show=circuit", 1790, "What does it share with another circuit?"),
     "recall": ("/recall?head=0.2&e=a0.2*0.5", 2270, "Is it this head, and not any change?"),
+    "features": ("/features?features=graph", 1250, "most influential of"),
+    "outliers": ("/outliers?part=heads", 1240, "By the same criteria, side by side"),
 }
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
@@ -36,7 +38,7 @@ def main() -> None:
         wait_for(port)
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-            for name, (path, height, last) in PAGES.items():
+            for name, (path, height, last) in ((name, PAGES[name]) for name in sys.argv[1:] or PAGES):
                 page = browser.new_page(viewport={"width": 1400, "height": height})
                 page.goto(f"http://localhost:{port}{path}")
                 page.get_by_text(last).wait_for(timeout=120_000)

@@ -12,12 +12,23 @@ from app.curated import CASES, Curated, stored_results
 from app.parts.metrics import escaped
 from app.service import short_name
 
+PAGES = (
+    ("recall", "Recall & bias", ":material/psychology:", "Which heads remember, which copy, and which favour an answer whatever is asked?"),
+    (
+        "features",
+        "Features",
+        ":material/lens_blur:",
+        "What do the MLPs compute, feature by feature, and which features bring an answer about?",
+    ),
+    ("outliers", "Outliers", ":material/bolt:", "Which activations explode, which heads do nothing, and what do 8 bits cost?"),
+)
+
 
 def heading(name: str) -> None:
     st.title("Look inside a language model")
     st.markdown(
         "Pick a prompt, click an attention head, turn it up or down, and see what the model says instead. Swap activations between two "
-        "prompts, and run the few edges that do a task alone. "
+        "prompts, and run the few edges that do a task alone. See which features its MLPs compute, and what rounding them costs. "
         "Every number on these pages comes from really running the model."
     )
     card = frame.attempt(lambda: _card(name))
@@ -99,6 +110,17 @@ def own_prompt(name: str) -> None:
     st.page_link("views/heads.py", label="Open the heads page", icon=":material/edit:", query_params=query)
 
 
+def beyond(name: str) -> None:
+    """The pages that are about more than one prompt."""
+    st.markdown("### Beyond one prompt")
+    query = links.query(Case(name), Case(frame.service().default))
+    for column, (page, label, icon, question) in zip(st.columns(len(PAGES), gap="small"), PAGES, strict=True):
+        with column, st.container(border=True, height="stretch"):
+            st.markdown(f"**{label}**")
+            st.html(f'<div class="quiet">{escape(question)}</div>')
+            st.page_link(f"views/{page}.py", label=f"Open {label}", icon=icon, query_params=query)
+
+
 def trust(name: str) -> None:
     st.markdown("### Can its numbers be trusted?")
     st.markdown(
@@ -144,6 +166,7 @@ def page() -> None:
     name = frame.model_name()
     heading(name)
     cases(name)
+    beyond(name)
     left, right = st.columns(2, gap="large")
     with left:
         trust(name)
