@@ -30,7 +30,7 @@ explore: $(READY)
 	$(BIN)/interp explore $(ARGS)
 
 test: $(READY_DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: $(READY_DEV)
 	$(BIN)/python -m pytest -m "slow and not browser and not gpu and not ray" --timeout 1200 $(ARGS)
