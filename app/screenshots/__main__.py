@@ -18,7 +18,7 @@ PAGES = {  # name -> path, height, and the text that comes last
     "circuits": ("/circuits?show=circuit", 1790, "What does it share with another circuit?"),
     "recall": ("/recall?head=0.2&e=a0.2*0.5", 2270, "Is it this head, and not any change?"),
     "features": ("/features?features=graph", 1250, "most influential of"),
-    "outliers": ("/outliers?part=heads", 1240, "By the same criteria, side by side"),
+    "outliers": ("/outliers?part=heads&texts=16", 1240, "By the same criteria, side by side"),
 }
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
@@ -42,7 +42,7 @@ def main() -> None:
                 page = browser.new_page(viewport={"width": 1400, "height": height})
                 page.goto(f"http://localhost:{port}{path}")
                 page.get_by_text(last).wait_for(timeout=120_000)
-                page.wait_for_selector(IDLE)
+                page.wait_for_selector(IDLE, timeout=120_000)
                 page.wait_for_timeout(1500)  # fonts and transitions
                 page.screenshot(path=HERE / f"{name}.png")
             browser.close()
