@@ -127,7 +127,7 @@ def compare(
 def features(
     model: ModelName, text: Annotated[str, typer.Argument(help="One prompt.")],
     answers: Annotated[str, typer.Option(help="A token, or CORRECT,INCORRECT; none: the likeliest next tokens.")] = "",
-    coders: Annotated[Path | None, typer.Option(help="Folder with a transcoder for each MLP: 0, 1 ... (default: bundled).")] = None,
+    coders: Annotated[Path | None, typer.Option(help="Folder with a folder for each MLP's transcoder (default: bundled).")] = None,
     max_nodes: Annotated[int, typer.Option(min=0, help="Features to trace.")] = 500,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole graph as JSON.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many nodes to list.")] = 15, device: Device = "auto", as_json: Json = False,
@@ -140,8 +140,7 @@ def features(
         from interp.safefiles import write_text
 
         loaded = load(model, device)
-        folders = sorted((f for f in coders.iterdir() if f.name.isdigit()), key=lambda f: int(f.name)) if coders is not None else []
-        own = saes.bundled(loaded.name) if coders is None else [saes.load(folder) for folder in folders]
+        own = saes.bundled(loaded.name) if coders is None else [saes.load(folder) for folder in _coder_folders(coders)]
         ids = tuple(_token(loaded, word) for word in answers.split(",")) if answers else None
         graph = feature_graph(loaded, text, own, ids[0] if ids is not None and len(ids) == 1 else ids, max_nodes=max_nodes)  # type: ignore[arg-type]
         if out is not None:
@@ -155,6 +154,18 @@ def features(
     show(table(f"Most influence: {len(rows)} of {len(graph.nodes)} nodes", ("node", "label", "at", "influence"), rows))
     if out is not None:
         show("", f"Written: {out}")
+
+
+def _coder_folders(folder: Path) -> list[Path]:
+    """What `interp train transcoder MODEL --out FOLDER` writes: a folder for each coder, whatever its name."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}; `interp train transcoder MODEL --out {folder}` writes one.")
+    found = sorted(inside for inside in folder.iterdir() if inside.is_dir() and not inside.name.startswith("."))
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no folders of coders; give the one that `interp train transcoder MODEL --out FOLDER` wrote."
+        )
+    return found
 
 
 def _load(name: str, task: str, n: int, seed: int, device: str) -> "tuple[Model, Task]":

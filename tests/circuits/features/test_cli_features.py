@@ -31,3 +31,20 @@ def test_features_prints_and_writes_the_graph_of_a_prompt(tmp_path):
 def test_an_answer_that_is_no_token_is_refused():
     assert "does not know 'nonsense'" in run("--answers", "nonsense", status=2)
     assert "An answer is one token" in run("--answers", "71 51", status=2)
+
+
+def test_coders_are_read_from_the_folder_that_training_writes(tmp_path):
+    """Named by their site, as `interp train transcoder --out` does, or numbered: the same graph."""
+    for layer, coder in enumerate(saes.bundled("demo-gpt2")):
+        coder.save(tmp_path / "named" / f"blocks.{layer}.hook_mlp_out")
+        coder.save(tmp_path / "numbered" / str(layer))
+    (tmp_path / "named" / "training.jsonl").write_text("")
+    options = ("--max-nodes", "20", "--device", "cpu")
+    bundled = run(*options)
+    assert run(*options, "--coders", str(tmp_path / "named")) == bundled
+    assert run(*options, "--coders", str(tmp_path / "numbered")) == bundled
+
+
+def test_a_folder_without_coders_is_refused(tmp_path):
+    assert "There is no folder" in run("--coders", str(tmp_path / "none"), status=2)
+    assert "holds no folders of coders" in run("--coders", str(tmp_path), status=2)
