@@ -40,6 +40,8 @@ BEGIN, END = "<!-- measured -->", "<!-- end -->"
 VARIANTS = {"vanilla": "softmax", "clipped": "clipped(gamma=-0.03, zeta=1)", "gated": "gated-linear"}
 UNTRAINED = ("clipped(gamma=-0.03, zeta=1)", "normalized-clipped(alpha=2)", "softmax-1")
 BUNDLED = ("demo-opt", "demo-opt-clipped", "demo-opt-gated")
+LONG = "attention-long-vanilla-0"
+"""The run folder of a vanilla model trained exactly as the bundled variants were (the command of their cards without --attention)."""
 SEEDS = (0, 1, 2)
 POOL = 5000
 """Of the held-out documents; the pools after it calibrate. Training reads pools from 0 on."""
@@ -165,6 +167,8 @@ def rows(root: Path, smoke: bool) -> Iterator[dict[str, Any]]:
     for name in BUNDLED:
         if name in bundled():
             yield row("bundled", name, Config(name, 0, **changes))
+    if not smoke and (root / LONG / "finished").is_file():
+        yield row("trained as the bundled variants", "vanilla", Config(str(root / LONG / "model"), 0))
     for attention in () if smoke else UNTRAINED:
         yield row("untrained use of demo-opt", attention, Config("demo-opt", 0, attention, schemes=("w8a8",), draws=1))
 
@@ -207,7 +211,7 @@ def figure(frame: "pd.DataFrame") -> "go.Figure":
 
     plot = go.Figure()
     for (group, variant), found in frame.groupby(["group", "variant"], sort=False):
-        if group in ("trained", "bundled"):
+        if not group.startswith("untrained"):
             plot.add_scatter(x=found.inf_norm_block, y=found["w8a8_damage"], mode="markers", name=f"{variant} ({group})")
     return plot.update_layout(
         title="Do smaller outliers make W8A8 cheaper?",
