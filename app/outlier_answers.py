@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from interp.quant.streaming import ActivationStatistics
     from interp.quant.tracing import Trace
 
-SEED = 2  # of documents; the bundled models were trained on seed 0
 TOP = 3  # dimensions named at a place
 
 
@@ -150,22 +149,15 @@ def meets(report: "HeadReport", view: OutlierView) -> "pd.DataFrame":
 
 
 def _documents(model: "Model", n: int, own: str) -> Documents:
-    from interp.atlas import Corpus
-    from interp.atlas import encode as words
     from interp.prompts import Prompts
+    from interp.quant.held_out import held_out
 
     if model.tokenizer is None:
         raise Refused(f"{model.name} has no tokenizer, so it cannot read texts; use interp.quant with prompts of token ids.")
     if reads_corpus(model):
-        pool = list(Corpus(SEED).pool(0, "last"))
-        step = len(pool) // (2 * n)  # the pool is in order of length
-        rows = [words(document) for document in pool[::step]]
-        kinds = [document.family for document in pool[::step]]
+        found = held_out(n)
         said = f"{n} documents of the models' corpus that they were not trained on"
-        return Documents(
-            Prompts.from_ids(rows[1 : 2 * n : 2]), Prompts.from_ids(rows[0 : 2 * n : 2]), tuple(kinds[1 : 2 * n : 2]), said,
-            f"ranges are found on {n} others",
-        )  # fmt: skip
+        return Documents(found.prompts, found.calibration, found.families, said, f"ranges are found on {n} others")
     texts = {curated.prompt: curated.name for curated in CASES} | {own: "own words"}
     readable = [(kind, row) for text, kind in texts.items() if (row := _ids(model, text)) is not None]
     if not readable:

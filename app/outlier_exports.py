@@ -38,16 +38,13 @@ def _documents(case: Case) -> str:
         apart = "None" if case.outlier.part == "remedies" else "prompts"  # remedies are split off the prompts themselves
         return f"prompts = interp.Prompts.from_ids({texts.prompts.rows()})\ncalibration = {apart}\nfamilies = {texts.families}\n"
     return (
-        "from interp.atlas import Corpus, encode\n\n"
-        f"pool = list(Corpus({outlier_answers.SEED}).pool(0, 'last'))  # in order of length\n"
-        f"chosen = pool[:: len(pool) // {2 * n}][:{2 * n}]\n"
-        "calibration, prompts = (interp.Prompts.from_ids([encode(d) for d in chosen[i::2]]) for i in (0, 1))\n"
-        "families = [d.family for d in chosen[1::2]]\n"
+        f"from interp.quant.held_out import held_out\n\nfound = held_out({n})\n"
+        "prompts, calibration, families = found.prompts, found.calibration, found.families\n"
     )
 
 
 def command(case: Case) -> str:
-    """The same measurements on the command line, on documents of its own."""
+    """The same measurements on the command line, on the same documents."""
     verb = {"bits": "evaluate", "remedies": "remedy"}.get(case.outlier.part, "report")
     scheme = case.outlier.mended_scheme if verb == "remedy" else case.outlier.scheme
     what = [verb, *(["--scheme", scheme] if verb != "report" else [])]

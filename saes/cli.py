@@ -43,6 +43,8 @@ Json = Annotated[bool, typer.Option("--json", help="Pure JSON on standard output
 
 MEASURED = 128
 """Documents that coders are measured on."""
+EVERY = 200
+"""Steps between two checkpoints."""
 
 
 @app.command()
@@ -185,7 +187,7 @@ def _train(model: "Model", configs: "list[Config]", data: _Data, out: Path, form
     store, documents = data.read(model)
     checkpoint = out / "checkpoint.safetensors"
     out.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"progress": True, "metrics": metrics, "checkpoint": checkpoint}
+    options: dict[str, Any] = {"progress": True, "metrics": metrics, "checkpoint": checkpoint, "checkpoint_every": EVERY}
     coders = train(store, configs, **options) if store is not None else train(model, configs, documents, **options)
     assert isinstance(coders, list)
     folders = [coder.save(out / str(coder.target_site), format) for coder in coders]
@@ -223,7 +225,7 @@ def _train_blocks(
     checkpoint = out / "checkpoint.safetensors"
     out.mkdir(parents=True, exist_ok=True)
     source, given = (store, None) if store is not None else (model, documents)
-    options: dict[str, Any] = {"progress": True, "metrics": metrics, "checkpoint": checkpoint}
+    options: dict[str, Any] = {"progress": True, "metrics": metrics, "checkpoint": checkpoint, "checkpoint_every": EVERY}
     found = train_crosscoder(source, blocks, config, given, **options)
     folder = found.save(out / name, format)
     checkpoint.unlink(missing_ok=True)

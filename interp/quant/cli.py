@@ -41,7 +41,6 @@ REMEDIES = {
     "remedy": "remedy", "loss_float": "loss", "loss_quantized": "rounded", "kl": "KL", "recovered": "recovered", "bulk_sqnr": "bulk dB",
     "inf_norm": "largest",
 }  # fmt: skip
-SEED = 2  # of atlas documents; the demo models were trained on seed 0
 
 
 @app.command()
@@ -175,6 +174,7 @@ class _Data:
 
 def _open(name: str, text: Path | None, atlas: int | None, limit: int, device: str) -> "tuple[Model, _Data]":
     from interp.models import load
+    from interp.quant.held_out import held_out
     from interp.store.documents import as_documents
     from interp.store.texts import atlas_documents, read_texts
 
@@ -182,16 +182,16 @@ def _open(name: str, text: Path | None, atlas: int | None, limit: int, device: s
         raise ValueError("Give one of --text FILE and --atlas N.")
     loaded = load(name, device)
     if text is None:
-        n = atlas or 1
-        documents, said = atlas_documents(loaded, 2 * n, seed=SEED), f"{n} documents of the demo models' corpus"
-    else:
-        texts = list(read_texts(text, limit=2 * limit))
-        if not texts:
-            raise ValueError(f"{text} has no texts; at least two are needed, one of them to find ranges on.")
-        documents = as_documents(loaded, texts)
-        n, said = len(documents) // 2, f"{len(documents) // 2} texts of {text.name}"
-        if n < 1:
-            raise ValueError(f"{text} has {len(documents)} text(s); at least two are needed, one of them to find ranges on.")
+        atlas_documents(loaded, 1)  # refuses a model of other words
+        found = held_out(atlas or 1)
+        return loaded, _Data(found.prompts, found.calibration, f"{atlas} documents of the demo models' corpus, ranges on {atlas} others")
+    texts = list(read_texts(text, limit=2 * limit))
+    if not texts:
+        raise ValueError(f"{text} has no texts; at least two are needed, one of them to find ranges on.")
+    documents = as_documents(loaded, texts)
+    n, said = len(documents) // 2, f"{len(documents) // 2} texts of {text.name}"
+    if n < 1:
+        raise ValueError(f"{text} has {len(documents)} text(s); at least two are needed, one of them to find ranges on.")
     prompts, calibration = (documents.prompts(range(first, 2 * n, 2)) for first in (0, 1))
     return loaded, _Data(prompts, calibration, f"{said}, ranges on {n} others")
 
@@ -204,8 +204,10 @@ def _read(path: Path) -> str:
 
 def _bits(found: Any) -> None:
     low, high = found.interval()
+    n = len(found.n_tokens)
+    spread = f"95 % interval {low:+.4f} to {high:+.4f}, {n} texts" if math.isfinite(low) else f"{n} text: no interval"
     show(f"{found.model}, rounded: loss {found.loss:.4f} -> {found.loss_quantized:.4f} nats per token ({found.damage:+.4f}, "
-         f"95 % interval {low:+.4f} to {high:+.4f}), KL {found.kl:.5f}, {found.agreement:.1%} of likeliest next tokens stay; "
+         f"{spread}), KL {found.kl:.5f}, {found.agreement:.1%} of likeliest next tokens stay; "
          f"{len(found.weights)} weights and {len(found.activations)} activations rounded, ranges on {found.calibrated_on}.")  # fmt: skip
 
 

@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from interp import quant
 from interp.models import load
-from interp.quant.cli import SEED, app
+from interp.quant.cli import app
+from interp.quant.held_out import held_out
 from interp.quant.html_report import write_html
-from interp.store.texts import atlas_documents
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +18,23 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def halves(model):
+def halves():
     """The prompts that --atlas 4 measures on, and those that it calibrates on."""
-    documents = atlas_documents(model, 8, seed=SEED)
-    return documents.prompts(range(0, 8, 2)), documents.prompts(range(1, 8, 2))
+    found = held_out(4)
+    return found.prompts, found.calibration
 
 
 def run(*words: str):
     return CliRunner().invoke(app, list(words))
+
+
+def test_held_out_documents_are_of_many_kinds_and_in_one_half_alone():
+    found = held_out(32)
+    measured, other = ({tuple(row) for row in prompts.rows()} for prompts in (found.prompts, found.calibration))
+    assert len(found.prompts) == len(found.calibration) == len(found.families) == 32 and not measured & other
+    assert len(set(found.families)) > 5 and held_out(32).prompts.rows() == found.prompts.rows()
+    with pytest.raises(ValueError, match="5000"):
+        held_out(5000)
 
 
 def test_evaluate_prints_the_library_s_numbers(model, halves):
