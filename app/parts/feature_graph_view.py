@@ -49,7 +49,7 @@ def most(case: Case) -> None:
         node = graph[identity]
         assert node.layer is not None and node.feature is not None and node.pos is not None
         rows.append({
-            "feature": f"{node.layer}.{node.feature}", "at": f"{node.pos} {graph.words[node.pos]}", "influence": round(influence, 3),
+            "feature": f"L{node.layer} #{node.feature}", "at": f"{node.pos} {graph.words[node.pos]}", "influence": round(influence, 3),
             "activation": round(node.activation or 0.0, 2), "what it is": name_of(reports[node.layer], node.feature),
         })  # fmt: skip
     st.dataframe(rows, hide_index=True)

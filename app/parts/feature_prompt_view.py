@@ -53,7 +53,7 @@ def strongest(found: "FeatureActivations", case: Case, layer: "Reports") -> None
     """The features of the last token."""
     dense = found.dense(0)[-1]
     order = [int(f) for f in (-dense).argsort(kind="stable")[:10] if dense[f] > 0]
-    rows = [{"feature": f"{case.feature.layer}.{f}", "activation": round(float(dense[f]), 2), "what it is": name_of(layer, f)}
+    rows = [{"feature": f"L{case.feature.layer} #{f}", "activation": round(float(dense[f]), 2), "what it is": name_of(layer, f)}
             for f in order]  # fmt: skip
     st.markdown(f"**At the last token** ({len(order)} of {int((dense > 0).sum())} active features)")
     st.dataframe(rows, hide_index=True)

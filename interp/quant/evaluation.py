@@ -53,6 +53,10 @@ class QuantEvaluation:
     every chunk of prompts that is held at once (`BUDGET`), so with other chunks it is another number by up to a few dB."""
     calibrated_on: str
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.weights)} weights and {len(self.activations)} activations rounded"
+        return f"QuantEvaluation({self.model}, loss {self.loss:.4f} -> {self.loss_quantized:.4f} nats/token, KL {self.kl:.4g}; {counts})"
+
     @property
     def damage(self) -> float:
         """loss_quantized - loss, nats per token."""

@@ -71,6 +71,10 @@ class HeadReport:
     eps: float
     tau: float
 
+    def __repr__(self) -> str:
+        n_layers, n_heads = next(iter(self.values.values())).shape
+        return f"HeadReport({self.model}, {n_layers} x {n_heads} heads on {self.n_prompts} prompts; columns {', '.join(self.values)})"
+
     def __getitem__(self, column: str) -> Float[Tensor, "layer head"]:
         if column not in self.values:
             raise KeyError(f"No column {column!r}; there are {', '.join(self.values)}.")

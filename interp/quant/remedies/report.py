@@ -88,6 +88,10 @@ class RemedyReport:
     left_out: int
     """Prompts measured on nowhere because the same text is a calibration prompt."""
 
+    def __repr__(self) -> str:
+        best = f"best: {self.best.name}, KL {self.best.evaluation.kl:.4g} of {self.rows[0].evaluation.kl:.4g}"
+        return f"RemedyReport({self.model}, {len(self.rows)} rows on {self.n_evaluated} prompts; {best}; .table() has all)"
+
     def __getitem__(self, name: str) -> RemedyRow:
         found = [row for row in self.rows if row.name == name]
         if not found:

@@ -281,3 +281,11 @@ def test_positions_that_are_all_kept_measure_nothing(load):
     with run.measuring():
         run.logits(interp.Prompts.from_ids([[2], [7]]))
     assert all(sum(q.sums.values()) == 0 for q in run.quantizers.values())
+
+
+def test_results_say_themselves_in_a_line(load):
+    model = load("gpt2")
+    prompts = interp.Prompts.from_ids([[1, 2, 3, 4], [2, 5, 6, 7], [3, 3, 8, 1], [4, 9, 2, 6]])
+    results = [quant.evaluate(model, prompts), quant.head_report(model, prompts), quant.remedy(model, prompts, [quant.KeepFeatures(1)])]
+    for result in results:
+        assert type(result).__name__ in repr(result) and len(repr(result)) < 400 and "tensor(" not in repr(result)
