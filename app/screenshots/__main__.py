@@ -18,7 +18,7 @@ PAGES = {  # name -> path, height, and the text that comes last
     "circuits": ("/circuits?show=circuit", 1790, "What does it share with another circuit?"),
     "recall": ("/recall?head=0.2&e=a0.2*0.5", 2270, "Is it this head, and not any change?"),
     "features": ("/features?features=graph", 1250, "most influential of"),
-    "outliers": ("/outliers?part=heads&texts=16", 1240, "By the same criteria, side by side"),
+    "outliers": ("/outliers?part=heads", 1240, "By the same criteria, side by side"),
 }
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
