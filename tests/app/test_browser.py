@@ -185,6 +185,7 @@ def test_the_curve_sets_the_factor_and_back_undoes_it(visitor, address):
     page.go_back()
     wait_for(page, "Logit difference", edited)
     wait_for_address(page, "e=a0.1*-2")
+    assert metric(page, "Logit difference") == edited != clean
 
 
 def test_the_grid_is_used_with_the_keyboard(visitor, address):
@@ -196,6 +197,7 @@ def test_the_grid_is_used_with_the_keyboard(visitor, address):
     page.keyboard.press("Enter")
     page.get_by_text("Scale this head").wait_for()
     wait_for_address(page, "head=1.1")
+    assert "head=1.1" in unquote(page.url)
 
 
 def test_two_people_with_different_edits_see_their_own_numbers(visitor, address):

@@ -1,7 +1,7 @@
 """The page of patching and circuits as a person uses it, in a real browser, with mouse and keyboard."""
 
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
 
 import pytest
 
@@ -58,6 +58,7 @@ def test_the_map_is_used_with_the_keyboard(visitor, address):  # noqa: F811
     wait_for_address(page, "cell=1.2")
     page.get_by_role("button", name="Add as edit: a1.2:zero").click()
     wait_for_address(page, "e=a1.2:zero")
+    assert "cell=1.2" in page.url and "e=a1.2:zero" in unquote(page.url)
 
 
 def test_the_size_slider_gives_another_circuit(visitor, address, expected):  # noqa: F811
@@ -85,6 +86,7 @@ def test_a_node_of_the_drawing_is_followed_with_the_keyboard(visitor, address): 
     wait_for_address(page, "node=a0.h")
     page.locator(".curve circle.dot").first.click()
     wait_for_address(page, "size=0.005")
+    assert "node=a0.h" in page.url and "size=0.005" in page.url
 
 
 def test_prompts_of_different_lengths_and_hostile_ones_are_text(visitor, address):  # noqa: F811

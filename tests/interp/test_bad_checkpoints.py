@@ -53,7 +53,9 @@ def test_a_bundled_name_with_a_slip_of_the_finger_is_named(monkeypatch):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "model").write_text("")
-    refused(tmp_path / "model", "it is a file")
+    with pytest.raises(REFUSALS) as caught:
+        interp.load(tmp_path / "model")
+    assert "it is a file" in str(caught.value)
 
 
 CONFIGS = {
